@@ -1,0 +1,223 @@
+"""Frozen facts that travel in ``manifest.json``: tensors, caches, variants, tasks' words.
+
+This file is the meeting point of the exporting half (torch) and the serving half (numpy). It imports neither.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any, Final, TypeVar
+
+from pinnace.errors import BundleError, unknown_word
+
+MANIFEST_NAME: Final = "manifest.json"
+CERTIFICATE_NAME: Final = "certificate.json"
+GOLDEN_NAME: Final = "golden.npz"
+MANIFEST_FORMAT: Final = 1
+PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
+TARGETS: Final = ("ort", "onnx")
+
+# Task -> the other words that name it. The one list of task names: exporting and serving tables use these keys.
+TASK_ALIASES: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
+    {
+        "feature-extraction": ("embed", "embedding", "sentence-similarity"),
+        "fill-mask": ("mlm",),
+        "question-answering": ("qa",),
+        "token-classification": ("ner",),
+        "text-classification": ("classify", "sentiment", "sentiment-analysis"),
+        "text-ranking": ("rerank",),
+        "zero-shot-classification": ("zero-shot",),
+        "multiple-choice": ("mc",),
+        "next-sentence-prediction": ("nsp",),
+        "pretraining": (),
+        "text-generation": ("generate",),
+    }
+)
+
+
+def canonical_task(word: str) -> str:
+    """Return the full name of a task from its name or an alias.
+
+    Raises:
+        UsageError: no task has this name; the text names the nearest.
+    """
+    if word in TASK_ALIASES:
+        return word
+    for task, aliases in TASK_ALIASES.items():
+        if word in aliases:
+            return task
+    raise unknown_word("task", word, [*TASK_ALIASES, *(a for aliases in TASK_ALIASES.values() for a in aliases)])
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorSpec:
+    """One input or output: its name, numpy dtype name, and shape of sizes or symbolic names.
+
+    A name such as ``"batch"`` means any size of at least one, the same wherever the name stands.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class CacheSpec:
+    """The key/value cache of a decoder: ``layers`` pairs of ``[batch, heads, past, head_size]``.
+
+    ``in_place`` is true where the graph writes new keys into the buffer it was given (past and present share it).
+    """
+
+    layers: int
+    heads: int
+    head_size: int
+    capacity: int
+    in_place: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What the model can take: tokens in a row, entries of the vocabulary, segments."""
+
+    sequence: int
+    vocabulary: int
+    token_types: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """How a sentence-transformers folder makes one vector of the tokens' vectors."""
+
+    mode: str
+    normalize: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One precision of a bundle: its graph, the files that the graph reads, and how it was lowered.
+
+    ``islands`` names the modules that an fp16 graph computes in fp32.
+    """
+
+    target: str
+    opset: int
+    graph: str
+    weights: tuple[str, ...]
+    islands: tuple[str, ...] = ()
+    degraded: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class FileFact:
+    """Size in bytes and SHA-256 (hex) of one file of the bundle."""
+
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """Where the weights came from: a Hub id or folder name, and the pinned revision (empty when local or random)."""
+
+    name: str
+    revision: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """All that the runtime knows of a bundle. Written by the builder, read by everyone else."""
+
+    format: int
+    task: str
+    architecture: str
+    head: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    limits: Limits
+    labels: tuple[str, ...]
+    problem_type: str | None
+    special_tokens: dict[str, int]
+    pooling: Pooling | None
+    cache: CacheSpec | None
+    source: Source
+    variants: dict[str, Variant]
+    tools: dict[str, str]
+    files: dict[str, FileFact]
+
+    def to_json(self) -> str:
+        """Serialize with sorted keys and a closing newline: the same facts give the same bytes."""
+        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """Read a manifest and check every field's type.
+
+        Raises:
+            BundleError: not JSON, a missing or unknown field, a wrong type, or a newer format.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST_NAME} is not JSON: {error}") from None
+        if isinstance(data, dict) and data.get("format") != MANIFEST_FORMAT:
+            raise BundleError(
+                f"{MANIFEST_NAME} has format {data.get('format')!r}, this Pinnace reads {MANIFEST_FORMAT}; "
+                "export the model again or use the Pinnace that wrote it"
+            )
+        manifest: Manifest = _build(cls, data, MANIFEST_NAME)
+        for name in (*manifest.files, *(v.graph for v in manifest.variants.values())):
+            if not is_plain_name(name):
+                raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is not a plain name inside the bundle")
+        return manifest
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether ``name`` is a relative file name that stays inside its folder on every system."""
+    parts = name.split("/")
+    return all(re.fullmatch(r"[\w.+-]+", part) and part not in (".", "..") for part in parts) and len(parts) <= 2
+
+
+T = TypeVar("T")
+
+
+def _build(kind: Any, data: Any, where: str) -> Any:
+    """Turn parsed JSON into ``kind``, a dataclass or a type built of the few that a manifest uses."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return _build_dataclass(kind, data, where)
+    if origin is tuple:
+        if not isinstance(data, list):
+            raise BundleError(f"{where} must be a list, got {type(data).__name__}")
+        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
+    if origin is dict:
+        if not isinstance(data, dict):
+            raise BundleError(f"{where} must be an object, got {type(data).__name__}")
+        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
+    if origin in (types.UnionType, typing.Union):
+        if data is None and type(None) in arguments:
+            return None
+        plain = [a for a in arguments if a in (int, str)]
+        if plain and type(data) in plain:
+            return data
+        return _build(arguments[0], data, where)
+    if type(data) is not kind:
+        raise BundleError(f"{where} must be {kind.__name__}, got {type(data).__name__}")
+    return data
+
+
+def _build_dataclass(kind: type[T], data: Any, where: str) -> T:
+    if not isinstance(data, dict):
+        raise BundleError(f"{where} must be an object, got {type(data).__name__}")
+    hints = typing.get_type_hints(kind)
+    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
+    if unknown := sorted(set(data) - set(fields)):
+        raise BundleError(f"{where} has unknown fields: {', '.join(unknown)}")
+    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
+    if missing := sorted(required - set(data)):
+        raise BundleError(f"{where} lacks fields: {', '.join(missing)}")
+    return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})

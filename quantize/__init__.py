@@ -1,0 +1,1 @@
+"""Precisions of a bundle: schemes that turn fp32 graphs into smaller ones."""

@@ -1,0 +1,1 @@
+"""Serving without PyTorch: bundles, sessions, tokenizers, pipelines."""
