@@ -1,4 +1,4 @@
-"""The words that ``hidden_act`` may hold. Their meaning in PyTorch stands beside the layers; this file needs no torch."""
+"""The words that ``hidden_act`` may hold. Their meaning in PyTorch stands elsewhere; this file needs no torch."""
 
 from __future__ import annotations
 
