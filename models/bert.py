@@ -17,6 +17,7 @@ from pinnace.models import ops
 from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_layers import BertEmbeddings, BertLayer, PassState
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.checkpoint_names import BERT_NAMES
 from pinnace.models.modeling import PreTrainedModel
 from pinnace.models.outputs import BaseModelOutput, ModelOutput
 
@@ -32,6 +33,15 @@ class OutputOptions(TypedDict, total=False):
     output_attentions: bool | None
     output_hidden_states: bool | None
     return_dict: bool | None
+
+
+def one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
+    """The one of both that was given."""
+    if input_ids is not None and inputs_embeds is None:
+        return input_ids
+    if inputs_embeds is not None and input_ids is None:
+        return inputs_embeds
+    raise InputError(f"got {'both' if input_ids is not None else 'neither'} of input_ids and inputs_embeds; give one")
 
 
 class BertEncoder(nn.Module):
@@ -67,6 +77,7 @@ class BertPreTrainedModel(PreTrainedModel):
 
     config_class = BertConfig
     base_model_prefix = "bert"
+    name_rules = BERT_NAMES
     config: BertConfig
 
     def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
@@ -140,13 +151,10 @@ class BertModel(BertPreTrainedModel):
         """
         config = self.config
         is_decoder = config.is_decoder
-        if (input_ids is None) == (inputs_embeds is None):
-            raise InputError("give exactly one of input_ids and inputs_embeds")
+        tokens = one_of(input_ids, inputs_embeds)  # (B, T) or (B, T, C)
         if is_decoder and encoder_hidden_states is not None and not config.add_cross_attention:
             raise InputError("encoder_hidden_states was given, but the configuration has add_cross_attention=False")
         past = KeyValueCache(past_key_values) if past_key_values and is_decoder else None
-        tokens = input_ids if input_ids is not None else inputs_embeds
-        assert tokens is not None
         if position_ids is None and cache_position is not None:
             position_ids = cache_position[None]
         elif position_ids is None and past is not None:

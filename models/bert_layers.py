@@ -2,12 +2,14 @@
 
 Source: Devlin et al. 2018; module and parameter names are those of transformers/models/bert/modeling_bert.py, 5.23.
 
-Shapes: B batch, T new tokens, P past tokens, S = P + T, N heads, D head size, C = N * D hidden size, I intermediate size.
+Shapes: B batch, T new tokens, P past tokens, S = P + T, E encoder tokens, N heads, D head size, C = N * D hidden size,
+I intermediate size.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -62,8 +64,7 @@ class BertEmbeddings(nn.Module):
         inputs_embeds: Tensor | None = None,
     ) -> Tensor:
         norm = self.LayerNorm
-        if inputs_embeds is None and not self.training:
-            assert input_ids is not None
+        if input_ids is not None and not self.training:
             types = torch.zeros_like(input_ids) if token_type_ids is None else token_type_ids
             return ops.embed(
                 input_ids, types, position_ids, self.word_embeddings.weight, self.token_type_embeddings.weight,
@@ -99,11 +100,9 @@ class BertSelfAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         N = self.num_attention_heads
         if self.is_decoder:
-            assert state.mask is not None
             past = self._past(hidden_states, state)
-            context, weights, key, value = ops.cached_attention(
-                q, k, v, state.mask, past, N, biases=biases, dropout=dropout
-            )
+            mask = cast(Tensor, state.mask)  # a decoder's is never None
+            context, weights, key, value = ops.cached_attention(q, k, v, mask, past, N, biases=biases, dropout=dropout)
             state.presents.append((key, value))
         else:
             context, weights = ops.attention(q, k, v, state.mask, N, biases=biases, dropout=dropout)
@@ -141,10 +140,10 @@ class BertCrossAttention(nn.Module):
         if kept:
             k, v = (tensor.transpose(1, 2).flatten(2) for tensor in kept)  # (B, E, C)
         else:
-            assert state.encoder_hidden_states is not None
-            k = ops.linear(state.encoder_hidden_states, self.key.weight, self.key.bias)
-            v = ops.linear(state.encoder_hidden_states, self.value.weight, self.value.bias)
-            kept = tuple(tensor.unflatten(-1, (N, -1)).transpose(1, 2) for tensor in (k, v))  # (B, N, E, D)
+            encoded = cast(Tensor, state.encoder_hidden_states)  # the layer calls this only where there are some
+            k = ops.linear(encoded, self.key.weight, self.key.bias)
+            v = ops.linear(encoded, self.value.weight, self.value.bias)
+            kept = tuple(tensor.view(*tensor.shape[:2], N, -1).transpose(1, 2) for tensor in (k, v))  # (B, N, E, D)
         dropout = self.dropout.p if self.training else 0.0
         context, weights = ops.attention(q, k, v, state.encoder_mask, N, dropout=dropout)
         # The self-attention of this layer has just put its own pair there.

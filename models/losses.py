@@ -1,4 +1,7 @@
-"""The losses that labels give, as the heads of transformers define them. Source: modeling_bert.py and loss_utils.py, 5.23."""
+"""The losses that labels give, as the heads of transformers define them.
+
+Source: models/bert/modeling_bert.py and loss/loss_utils.py, 5.23.
+"""
 
 from __future__ import annotations
 

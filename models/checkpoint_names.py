@@ -1,0 +1,59 @@
+"""How the names that checkpoints store become the names of a model: rules as data, one row per architecture."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+
+@dataclass(frozen=True)
+class NameRules:
+    """The rules of one architecture.
+
+    Attributes:
+        base_prefix: what a head puts before the names of the model without a head.
+        renames: pattern and replacement, each applied once to a stored name.
+        ignored: stored names that are no weights and that nobody misses.
+        tied: model name -> the name whose tensor it shares where ``tie_word_embeddings``.
+    """
+
+    base_prefix: str
+    renames: tuple[tuple[re.Pattern[str], str], ...] = ()
+    ignored: re.Pattern[str] | None = None
+    tied: Mapping[str, str] = field(default_factory=dict)
+
+    def canonical(self, stored: str) -> str:
+        """Return today's spelling of a stored name."""
+        for pattern, replacement in self.renames:
+            stored = pattern.sub(replacement, stored)
+        return stored
+
+    def ignores(self, stored: str) -> bool:
+        """Whether the name is one that no model has and nobody misses."""
+        return self.ignored is not None and self.ignored.search(stored) is not None
+
+    def spellings(self, name: str) -> tuple[str, ...]:
+        """The canonical names under which a checkpoint may hold a model's weight, the likeliest first."""
+        prefix = self.base_prefix
+        return (name, name.removeprefix(prefix) if name.startswith(prefix) else prefix + name)
+
+
+BERT_NAMES: Final = NameRules(
+    base_prefix="bert.",
+    # Checkpoints converted from TensorFlow before 2020 keep its words for the two halves of a LayerNorm.
+    renames=(
+        (re.compile(r"\bLayerNorm\.gamma$"), "LayerNorm.weight"),
+        (re.compile(r"\bLayerNorm\.beta$"), "LayerNorm.bias"),
+    ),
+    # Once a saved buffer that counts 0, 1, 2, ...
+    ignored=re.compile(r"(^|\.)embeddings\.position_ids$"),
+    tied=types.MappingProxyType(
+        {
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        }
+    ),
+)

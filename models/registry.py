@@ -1,0 +1,159 @@
+"""ARCHS: the architectures, their heads, the rules of their checkpoints and the documented checkpoint for each task.
+
+The one place that asks for a name of an architecture. Nothing is imported before it is asked for.
+"""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pinnace.errors import ConfigError, UsageError, unknown_word
+from pinnace.models.checkpoint_names import BERT_NAMES, NameRules
+
+
+@dataclass(frozen=True)
+class CatalogEntry:
+    """A Hub checkpoint for a task.
+
+    Attributes:
+        repository: Hub id.
+        fresh: names that the checkpoint does not have for this task and that are made afresh, empty where it is
+            whole. Such an export answers at random until it is trained: good for latency work alone.
+        config: fields of the configuration that the task needs and the checkpoint does not set.
+    """
+
+    repository: str
+    fresh: tuple[str, ...] = ()
+    config: Mapping[str, Any] = types.MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class Arch:
+    """One architecture.
+
+    Attributes:
+        name: its ``model_type``.
+        config: its configuration class, as ``module:class``.
+        heads: class name -> ``module:class``.
+        names: how stored names become the model's.
+        catalog: task -> checkpoint.
+    """
+
+    name: str
+    config: str
+    heads: Mapping[str, str]
+    names: NameRules
+    catalog: Mapping[str, CatalogEntry]
+
+    def config_class(self) -> type[Any]:
+        """Import the configuration class; needs no PyTorch."""
+        return _imported(self.config)
+
+
+_HEADS: Final = "pinnace.models.bert_heads"
+_MINILM: Final = "sentence-transformers/all-MiniLM-L6-v2"
+_BASE: Final = "google-bert/bert-base-uncased"
+
+_ROWS: Final = (
+    Arch(
+        name="bert",
+        config="pinnace.models.bert_config:BertConfig",
+        heads=types.MappingProxyType(
+            {
+                "BertModel": "pinnace.models.bert:BertModel",
+                "BertForPreTraining": f"{_HEADS}:BertForPreTraining",
+                "BertLMHeadModel": f"{_HEADS}:BertLMHeadModel",
+                "BertForMaskedLM": f"{_HEADS}:BertForMaskedLM",
+                "BertForNextSentencePrediction": f"{_HEADS}:BertForNextSentencePrediction",
+                "BertForSequenceClassification": f"{_HEADS}:BertForSequenceClassification",
+                "BertForMultipleChoice": f"{_HEADS}:BertForMultipleChoice",
+                "BertForTokenClassification": f"{_HEADS}:BertForTokenClassification",
+                "BertForQuestionAnswering": f"{_HEADS}:BertForQuestionAnswering",
+            }
+        ),
+        names=BERT_NAMES,
+        catalog=types.MappingProxyType(
+            {
+                "feature-extraction": CatalogEntry(_MINILM),
+                "fill-mask": CatalogEntry(_BASE),
+                "question-answering": CatalogEntry("deepset/bert-base-cased-squad2"),
+                "token-classification": CatalogEntry("dslim/bert-base-NER"),
+                "text-classification": CatalogEntry("nlptown/bert-base-multilingual-uncased-sentiment"),
+                "text-ranking": CatalogEntry("cross-encoder/ms-marco-MiniLM-L6-v2"),
+                "zero-shot-classification": CatalogEntry("textattack/bert-base-uncased-MNLI"),
+                "multiple-choice": CatalogEntry(_BASE, fresh=("classifier.weight", "classifier.bias")),
+                "next-sentence-prediction": CatalogEntry(_BASE),
+                "pretraining": CatalogEntry(_BASE),
+                "text-generation": CatalogEntry(_BASE, config=types.MappingProxyType({"is_decoder": True})),
+            }
+        ),
+    ),
+)
+ARCHS: Final[Mapping[str, Arch]] = types.MappingProxyType({row.name: row for row in _ROWS})
+
+
+def arch_of(config: Mapping[str, Any]) -> Arch:
+    """Return the architecture of a ``config.json``.
+
+    Raises:
+        ConfigError: there is no ``model_type``.
+        UsageError: it is none of ours; the text lists those and names the nearest.
+    """
+    model_type = config.get("model_type")
+    if not isinstance(model_type, str) or not model_type:
+        raise ConfigError(f"the configuration has no model_type; expected one of: {', '.join(sorted(ARCHS))}")
+    return arch_named(model_type)
+
+
+def arch_named(name: str) -> Arch:
+    """Return the architecture of a ``model_type`` or catalog name.
+
+    Raises:
+        UsageError: it is none of ours.
+    """
+    if name not in ARCHS:
+        raise unknown_word("architecture", name, ARCHS)
+    return ARCHS[name]
+
+
+def head_class(arch: Arch, name: str) -> type[Any]:
+    """Import the class of a head, and PyTorch with it.
+
+    Args:
+        arch: the architecture.
+        name: of the class, such as ``"BertForQuestionAnswering"``.
+
+    Raises:
+        UsageError: the architecture has no such head; the text lists those that it has.
+    """
+    if name not in arch.heads:
+        raise unknown_word(f"head of {arch.name}", name, arch.heads)
+    return _imported(arch.heads[name])
+
+
+def catalog_entry(arch: Arch, task: str) -> CatalogEntry:
+    """Return the documented checkpoint of an architecture for a task, by the task's canonical name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if task not in arch.catalog:
+        raise UsageError(f"the catalog has no {arch.name} for {task!r}\n  it has: {', '.join(sorted(arch.catalog))}")
+    return arch.catalog[task]
+
+
+def supported() -> Iterator[tuple[Arch, str]]:
+    """Yield every architecture with each of its heads' names."""
+    for arch in ARCHS.values():
+        for head in arch.heads:
+            yield arch, head
+
+
+def _imported(path: str) -> type[Any]:
+    module, _, name = path.partition(":")
+    found: type[Any] = getattr(importlib.import_module(module), name)
+    return found
