@@ -30,7 +30,7 @@ def fact(start: int, end: int, shape: list[int] | None = None, dtype: str = "F32
 
 def test_reads_what_the_library_wrote(tmp_path: Path) -> None:
     path = tmp_path / "model.safetensors"
-    arrays = {
+    arrays: dict[str, np.ndarray[Any, Any]] = {
         "b": np.arange(6, dtype=np.float32).reshape(2, 3),
         "a": np.ones((4,), np.float16),
         "empty": np.ones((0, 3)),

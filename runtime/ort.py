@@ -1,0 +1,59 @@
+"""The one place that imports ONNX Runtime: it stays silent towards the network, and two clashing builds are told.
+
+Since version 1.29 its official builds send events to their maker unless ``ORT_DISABLE_TELEMETRY`` is set before the
+import, and the thread that does so keeps forked children from ending. Set the variable to 0 to have it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import warnings
+from typing import Final
+
+from pinnace.errors import MachineError
+
+# Two distributions that install the same module; whichever came last has overwritten the other.
+CPU_PACKAGE: Final = "onnxruntime"
+GPU_PACKAGE: Final = "onnxruntime-gpu"
+GPU_REMEDY: Final = (
+    f"  pip uninstall --yes {CPU_PACKAGE} {GPU_PACKAGE}\n  pip install --force-reinstall '{GPU_PACKAGE}[cuda,cudnn]'"
+)
+
+
+def package_versions() -> dict[str, str]:
+    """Return the installed ONNX Runtime distributions and their versions."""
+    found = {}
+    for name in (CPU_PACKAGE, GPU_PACKAGE):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            found[name] = importlib.metadata.version(name)
+    return found
+
+
+def clash() -> str | None:
+    """Return what to do where both ONNX Runtime distributions are installed, None where all is well."""
+    if len(package_versions()) < 2:
+        return None
+    return (
+        f"{CPU_PACKAGE} and {GPU_PACKAGE} are both installed and overwrite each other's files. "
+        f"For a GPU:\n{GPU_REMEDY}\n"
+        f"For the CPU only:\n  pip uninstall --yes {CPU_PACKAGE} {GPU_PACKAGE}\n"
+        f"  pip install --force-reinstall {CPU_PACKAGE}"
+    )
+
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+_CLASH: Final = clash()
+if _CLASH:
+    warnings.warn(_CLASH, RuntimeWarning, stacklevel=2)
+
+import onnxruntime  # noqa: E402 - only after the variable is set
+
+if not hasattr(onnxruntime, "InferenceSession"):
+    raise MachineError(
+        "the package onnxruntime is installed in parts only, as after removing one of two clashing builds.\n"
+        f"  pip install --force-reinstall {CPU_PACKAGE}\nor, for a GPU:\n{GPU_REMEDY}"
+    )
+
+__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "GPU_REMEDY", "clash", "onnxruntime", "package_versions"]
