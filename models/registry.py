@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib
 import types
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
@@ -28,7 +28,7 @@ class CatalogEntry:
 
     repository: str
     fresh: tuple[str, ...] = ()
-    config: Mapping[str, Any] = types.MappingProxyType({})
+    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ _ROWS: Final = (
                 "token-classification": CatalogEntry("dslim/bert-base-NER"),
                 "text-classification": CatalogEntry("nlptown/bert-base-multilingual-uncased-sentiment"),
                 "text-ranking": CatalogEntry("cross-encoder/ms-marco-MiniLM-L6-v2"),
-                "zero-shot-classification": CatalogEntry("textattack/bert-base-uncased-MNLI"),
+                "zero-shot-classification": CatalogEntry("MoritzLaurer/xtremedistil-l6-h256-zeroshot-v1.1-all-33"),
                 "multiple-choice": CatalogEntry(_BASE, fresh=("classifier.weight", "classifier.bias")),
                 "next-sentence-prediction": CatalogEntry(_BASE),
                 "pretraining": CatalogEntry(_BASE),
