@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, overload
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
 from pinnace.models.bert_config import BertConfig
@@ -32,9 +32,24 @@ class AutoConfig:
         """
         return config_class(model_type)(**kwargs)
 
+    @overload
     @staticmethod
     def from_pretrained(
-        pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        return_unused_kwargs: Literal[False] = False,
+        **kwargs: Any,
+    ) -> PreTrainedConfig: ...
+
+    @overload
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str], *, return_unused_kwargs: Literal[True], **kwargs: Any
+    ) -> tuple[PreTrainedConfig, dict[str, Any]]: ...
+
+    @staticmethod
+    def from_pretrained(
+        pretrained_model_name_or_path: str | os.PathLike[str], *, return_unused_kwargs: bool = False, **kwargs: Any
     ) -> PreTrainedConfig | tuple[PreTrainedConfig, dict[str, Any]]:
         """Read a configuration of any known architecture; the arguments are those of ``PreTrainedConfig``.
 
@@ -44,14 +59,13 @@ class AutoConfig:
             CheckpointError: the file cannot be found.
             ConfigError: the file is not valid, has no ``model_type`` or an unknown one.
         """
-        return_unused = kwargs.pop("return_unused_kwargs", False)
         values, unused = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **kwargs)
         unused.setdefault("name_or_path", os.fspath(pretrained_model_name_or_path))
         try:
             config, unused = class_of(values).from_dict(values, return_unused_kwargs=True, **unused)
         except (ConfigError, UsageError) as error:
             raise ConfigError(f"{os.fspath(pretrained_model_name_or_path)}: {error}") from None
-        return (config, unused) if return_unused else config
+        return (config, unused) if return_unused_kwargs else config
 
     @staticmethod
     def register(model_type: str, config: type[PreTrainedConfig], exist_ok: bool = False) -> None:

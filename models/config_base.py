@@ -245,7 +245,10 @@ class ConfigBase:
         if name in NEVER_ACTED_ON:
             return ConfigError(f"{self._owner}: {name} is never acted on, so it cannot be set")
         known = [*fields_of(type(self)), *self.attribute_map, *self.kept, "num_labels", "name_or_path"]
-        return ConfigError(f"{self._owner}: unknown key {name!r}{nearest(str(name), known)}")
+        hint = nearest(str(name), known)
+        if not self.model_type:
+            hint += "; the class of the architecture, or AutoConfig, knows more keys"
+        return ConfigError(f"{self._owner}: unknown key {name!r}{hint}")
 
 
 def nested_class(hint: Any) -> type[ConfigBase] | None:

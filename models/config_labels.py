@@ -52,7 +52,7 @@ def couple(owner: str, id2label: Any, label2id: Any, count: Any) -> tuple[dict[i
     right ``num_labels`` beside the two generic labels.
     """
     if id2label is None and isinstance(label2id, dict) and count in (None, len(label2id)):
-        id2label = {index: label for label, index in label2id.items()}
+        id2label = _turned(owner, label2id)
     if id2label is None:
         labels = generic_labels(owner, DEFAULT_LABELS if count is None else count)
         return labels, label_index(labels)
@@ -62,6 +62,12 @@ def couple(owner: str, id2label: Any, label2id: Any, count: Any) -> tuple[dict[i
         labels = generic_labels(owner, count)
         return labels, label_index(labels)
     return labels, label_index(labels) if label2id is None else label2id
+
+
+def _turned(owner: str, label2id: dict[Any, Any]) -> dict[Any, Any]:
+    if not all(type(index) in (int, str) for index in label2id.values()):
+        raise wrong(owner, "label2id", label2id, "a dict of label to number")
+    return {index: label for label, index in label2id.items()}
 
 
 def check_problem(owner: str, problem_type: str | None, count: int) -> None:

@@ -92,7 +92,7 @@ def locate_checkpoint(
     """
     options = options or HubOptions()
     inside = _checked_subfolder(subfolder)
-    if Path(name).is_dir():
+    if _is_folder(name):
         folder = Path(name) / inside
         if not folder.is_dir():
             raise CheckpointError(f"{name} has no subfolder {subfolder!r}")
@@ -128,7 +128,7 @@ def locate_file(name: str | Path, filename: str, options: HubOptions | None = No
     """
     options = options or HubOptions()
     inside = _checked_subfolder(subfolder)
-    if Path(name).is_dir():
+    if _is_folder(name):
         path = Path(name) / inside / filename
         if not path.is_file():
             raise CheckpointError(f"{Path(name) / inside} has no {filename}; give the folder that holds it")
@@ -173,6 +173,11 @@ def pinned_revision(folder: Path) -> str:
         if parent == "snapshots" and _COMMIT.fullmatch(part):
             return part
     return ""
+
+
+def _is_folder(name: str | Path) -> bool:
+    # An empty word would be the current folder, which nobody means.
+    return str(name) != "" and Path(name).is_dir()
 
 
 def _fetch_folder(repository: str, options: HubOptions, inside: str, patterns: Sequence[str]) -> Path:
