@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pinnace.errors import BundleError, unknown_word
 from pinnace.runtime import hygiene, integrity, verdicts
-from pinnace.spec import MANIFEST_NAME, Manifest, Variant
+from pinnace.spec import MANIFEST_NAME, PRECISIONS, Manifest, Variant
 
 MAX_JSON_BYTES: Final = 16 << 20
 _CHECKPOINT_SIGNS: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.ckpt", "*.pt")
@@ -107,6 +107,8 @@ class Bundle:
         if not manifest.variants:
             raise BundleError(f"{MANIFEST_NAME} in {self.path} names no variant, so there is nothing to run")
         for precision, variant in manifest.variants.items():
+            if precision not in PRECISIONS:
+                raise BundleError(f"{MANIFEST_NAME} names the precision {precision!r}; known: {', '.join(PRECISIONS)}")
             for name in (variant.graph, *variant.weights):
                 if name not in manifest.files:
                     raise BundleError(f"{MANIFEST_NAME}: variant {precision} uses {name}, which is not among the files")

@@ -61,14 +61,14 @@ def check_graph(folder: Path, graph: str, known: Container[str] | None = None) -
     return model
 
 
-def check_weights(path: Path) -> None:
-    """Check that a safetensors file is well formed.
+def check_weights(path: Path) -> int:
+    """Check that a safetensors file is well formed and return how many tensors it holds.
 
     Raises:
         BundleError: it is not; the text names the file and tensor.
     """
     try:
-        read_header(path)
+        return len(read_header(path))
     except CheckpointError as error:
         raise BundleError(str(error)) from None
 
@@ -91,6 +91,11 @@ class _Place:
                 raise BundleError(f"{where} lies in {location!r}, which the manifest does not list; refused")
             self.sizes[location] = integrity.identify(self.folder, name).size
         return self.sizes[location]
+
+
+def elements(tensor: GraphTensor) -> int:
+    """Return how many numbers a constant holds."""
+    return math.prod(tensor.dims)
 
 
 def _check_operators(graph: str, model: GraphModel) -> None:
@@ -139,10 +144,10 @@ def _check_tensor(place: _Place, tensor: GraphTensor) -> None:
     dtype, bits = DTYPES.get(tensor.dtype, ("", 0))
     if not bits:
         raise BundleError(f"{where} has the unknown type {tensor.dtype}")
-    if len(tensor.dims) > 16 or any(size < 0 for size in tensor.dims) or math.prod(tensor.dims) > MAX_ELEMENTS:
+    if len(tensor.dims) > 16 or any(size < 0 for size in tensor.dims) or elements(tensor) > MAX_ELEMENTS:
         raise BundleError(f"{where} has the impossible shape {list(tensor.dims)[:16]}")
-    elements = math.prod(tensor.dims)
-    expected = (elements * bits + 7) // 8
+    count = elements(tensor)
+    expected = (count * bits + 7) // 8
     if tensor.external is not None:
         _check_external(place, where, tensor.external, expected)
     elif tensor.raw and dtype != "string" and tensor.inline_bytes != expected:
@@ -151,7 +156,7 @@ def _check_tensor(place: _Place, tensor: GraphTensor) -> None:
             f"it has {tensor.inline_bytes:,}"
         )
     # In the listed forms a number takes one byte at least, and two packed 4-bit numbers share one.
-    elif not tensor.raw and tensor.inline_bytes < elements * min(bits, 8) // 8:
+    elif not tensor.raw and tensor.inline_bytes < count * min(bits, 8) // 8:
         raise BundleError(f"{where} of shape {list(tensor.dims)} has only {tensor.inline_bytes:,} bytes of data")
 
 

@@ -1,0 +1,150 @@
+"""Check a bundle on this machine, without PyTorch: files, graphs, certificate, and the numbers it gives here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pinnace.errors import BundleError, CheckFailed, PinnaceError
+from pinnace.runtime import golden, hygiene, integrity
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.providers import parse_device
+from pinnace.runtime.session import Session
+from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, Manifest
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """One check: what was looked at, the verdict, the numbers or the reason, and the exit code where it failed."""
+
+    name: str
+    ok: bool
+    detail: str
+    exit_code: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyReport:
+    """All checks of one bundle, in the order in which they ran."""
+
+    path: str
+    checks: tuple[Check, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every check passed."""
+        return all(check.ok for check in self.checks)
+
+    @property
+    def exit_code(self) -> int:
+        """0: all passed; 1: numbers differ; 3: damaged or unsafe; 5: this machine cannot."""
+        return max((check.exit_code for check in self.checks if not check.ok), default=0)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the report as plain data."""
+        return {"path": self.path, "ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
+
+
+def verify_bundle(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> VerifyReport:
+    """Check everything about a bundle that can be checked where it is used.
+
+    Nothing is remembered or taken from memory: every file is read. Where files are damaged or unsafe, nothing is run.
+
+    Args:
+        path: the bundle's folder.
+        device: where to run the golden inputs.
+        threads: threads of a run.
+
+    Raises:
+        BundleError: no such folder, or no readable manifest in it.
+        UsageError: no such device.
+    """
+    parse_device(device)
+    bundle = Bundle.open(path, verify=False)
+    manifest = bundle.manifest
+    checks = [_check("files", partial(_files, bundle))]
+    for precision, variant in manifest.variants.items():
+        checks.append(_check(f"graph {precision}", partial(_graph, bundle, variant.graph)))
+    for name in sorted(manifest.files):
+        if name.endswith(".safetensors"):
+            checks.append(_check(f"weights {name}", partial(_weights, bundle, name)))
+    checks.append(_check("certificate", partial(_certificate, bundle)))
+    if all(check.ok for check in checks):
+        for precision in manifest.variants:
+            checks.append(_check(f"numbers {precision}", partial(_numbers, bundle, precision, device, threads)))
+    return VerifyReport(str(bundle.path), tuple(checks))
+
+
+def _check(name: str, look: Callable[[], str]) -> Check:
+    try:
+        return Check(name, True, look())
+    except PinnaceError as error:
+        return Check(name, False, str(error), error.exit_code)
+
+
+def _files(bundle: Bundle) -> str:
+    files = bundle.manifest.files
+    integrity.check_names(bundle.path, files)
+    integrity.check_hashes(bundle.path, files)
+    return (
+        f"{len(files)} files, {sum(fact.bytes for fact in files.values()) / 1e6:,.1f} MB, SHA-256 of each as recorded"
+    )
+
+
+def _graph(bundle: Bundle, graph: str) -> str:
+    model = hygiene.check_graph(bundle.path, graph, bundle.manifest.files)
+    domains = sorted({node.domain or "ai.onnx" for node in model.nodes()})
+    return f"{graph}: {sum(1 for _ in model.nodes())} nodes of {', '.join(domains)}; weights stay inside the bundle"
+
+
+def _weights(bundle: Bundle, name: str) -> str:
+    integrity.identify(bundle.path, name)
+    return f"{hygiene.check_weights(bundle.path / name)} tensors cover the file exactly"
+
+
+def _certificate(bundle: Bundle) -> str:
+    if CERTIFICATE_NAME not in bundle.manifest.files:
+        raise BundleError(f"the manifest lists no {CERTIFICATE_NAME}: nothing says how the export was checked")
+    data = read_certificate(bundle)
+    for key, expected in _shared_facts(bundle.manifest).items():
+        if key in data and data[key] != expected:
+            raise BundleError(f"{CERTIFICATE_NAME} is of another bundle: {key} is {data[key]!r}, expected {expected!r}")
+    variants = data.get("variants", {})
+    if isinstance(variants, dict) and (unknown := sorted(set(variants) ^ set(bundle.manifest.variants))):
+        raise BundleError(f"{CERTIFICATE_NAME} and the manifest disagree on the variant {unknown[0]!r}")
+    return f"{CERTIFICATE_NAME} speaks of {', '.join(bundle.manifest.variants)}"
+
+
+def read_certificate(bundle: Bundle) -> dict[str, Any]:
+    """Return the certificate as plain data.
+
+    Raises:
+        BundleError: missing, or not a JSON object.
+    """
+    integrity.identify(bundle.path, CERTIFICATE_NAME)
+    try:
+        data = json.loads((bundle.path / CERTIFICATE_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{CERTIFICATE_NAME} is not readable JSON: {str(error)[:200]}") from None
+    if not isinstance(data, dict):
+        raise BundleError(f"{CERTIFICATE_NAME} must be an object, got {type(data).__name__}")
+    return data
+
+
+def _shared_facts(manifest: Manifest) -> dict[str, str]:
+    return {"task": manifest.task, "head": manifest.head, "architecture": manifest.architecture}
+
+
+def _numbers(bundle: Bundle, precision: str, device: str, threads: int | None) -> str:
+    if GOLDEN_NAME not in bundle.manifest.files:
+        raise BundleError(f"the manifest lists no {GOLDEN_NAME}, so its numbers cannot be checked; export it again")
+    cases = golden.read_golden(bundle.path / GOLDEN_NAME)
+    session = Session(bundle, precision, device=device, threads=threads)
+    ok, detail = golden.compare(session, cases)
+    if not ok:
+        raise CheckFailed(f"{bundle.variant(precision).graph} does not give the reference's numbers: {detail}")
+    return detail
