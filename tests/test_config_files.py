@@ -87,6 +87,8 @@ DIALECTS: dict[str, dict[str, Any]] = {
         "transformers_version": "4.30.2",
         "use_cache": True,
     },
+    # every key that transformers 4.57 knows: its BertConfig(...).to_dict()
+    "v4 in full": json.loads((DATA / "bert_config.transformers-4.57.json").read_text(encoding="utf-8")),
     "v5": CORE
     | {
         "add_cross_attention": False,
