@@ -45,8 +45,8 @@ class BaseModelOutput(ModelOutput):
 
     last_hidden_state: Tensor | None = None
     pooler_output: Tensor | None = None
-    hidden_states: Tensors | None = None
     past_key_values: KeyValueCache | None = None
+    hidden_states: Tensors | None = None
     attentions: Tensors | None = None
     cross_attentions: Tensors | None = None
 
