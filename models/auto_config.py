@@ -7,13 +7,11 @@ from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.config import PreTrainedConfig
+from pinnace.models.registry import ARCHS
 
-# model_type -> configuration class. Another architecture is one row; a user's own class comes by ``register``.
-CONFIG_CLASSES: dict[str, type[PreTrainedConfig]] = {
-    BertConfig.model_type: BertConfig,
-}
+# model_type -> configuration class that a user registered; those of Pinnace's own architectures stand in ARCHS.
+REGISTERED: dict[str, type[PreTrainedConfig]] = {}
 
 
 class AutoConfig:
@@ -84,12 +82,18 @@ class AutoConfig:
                 f"{config.__name__}.model_type is {config.model_type!r}, "
                 f"expected the word to register, {model_type!r}, and not empty"
             )
-        if CONFIG_CLASSES.get(model_type, config) is not config and not exist_ok:
+        taken = config_class(model_type) if model_type in known_model_types() else config
+        if taken is not config and not exist_ok:
             raise UsageError(
-                f"model_type {model_type!r} belongs to {CONFIG_CLASSES[model_type].__name__}; "
+                f"model_type {model_type!r} belongs to {taken.__name__}; "
                 "choose another word, or pass exist_ok=True to AutoConfig.register"
             )
-        CONFIG_CLASSES[model_type] = config
+        REGISTERED[model_type] = config
+
+
+def known_model_types() -> list[str]:
+    """Return every ``model_type`` that has a class."""
+    return sorted(ARCHS.keys() | REGISTERED.keys())
 
 
 def config_class(model_type: str) -> type[PreTrainedConfig]:
@@ -98,9 +102,11 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
     Raises:
         UsageError: there is none; the text names the nearest.
     """
-    if model_type not in CONFIG_CLASSES:
-        raise unknown_word("model_type", str(model_type), CONFIG_CLASSES)
-    return CONFIG_CLASSES[model_type]
+    if model_type in REGISTERED:
+        return REGISTERED[model_type]
+    if model_type not in ARCHS:
+        raise unknown_word("model_type", str(model_type), known_model_types())
+    return ARCHS[model_type].config_class()
 
 
 def class_of(values: Mapping[str, Any]) -> type[PreTrainedConfig]:
@@ -112,5 +118,5 @@ def class_of(values: Mapping[str, Any]) -> type[PreTrainedConfig]:
     """
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or not model_type:
-        raise ConfigError(f"model_type is missing, expected one of {', '.join(sorted(CONFIG_CLASSES))}")
+        raise ConfigError(f"model_type is missing, expected one of {', '.join(known_model_types())}")
     return config_class(model_type)

@@ -54,10 +54,8 @@ class FlatConfig(PreTrainedConfig):
 
 @pytest.fixture
 def registry() -> Iterator[None]:
-    before = dict(auto_config.CONFIG_CLASSES)
     yield
-    auto_config.CONFIG_CLASSES.clear()
-    auto_config.CONFIG_CLASSES.update(before)
+    auto_config.REGISTERED.clear()
 
 
 def test_an_alias_reads_sets_and_builds_the_field() -> None:
@@ -156,6 +154,9 @@ def test_a_registered_class_is_built_by_auto_config(registry: None) -> None:
         AutoConfig.register("bert", type("Mine", (PreTrainedConfig,), {"model_type": "bert"}))
     with pytest.raises(UsageError, match="model_type"):
         AutoConfig.register("other", DemoConfig)
+    mine = type("MyBert", (BertConfig,), {})
+    AutoConfig.register("bert", mine, exist_ok=True)
+    assert type(AutoConfig.for_model("bert")) is mine
 
 
 def test_auto_config_knows_bert_and_names_the_nearest() -> None:
