@@ -161,7 +161,7 @@ def _keep(x: Tensor, which: int | Tensor) -> Tensor:
     if isinstance(which, int):
         return x[:, -which:] if which else x
     if which.ndim == 2 and which.dtype != torch.bool:
-        return torch.take_along_dim(x, which[..., None], dim=1)
+        return x.gather(1, which[..., None].expand(-1, -1, x.shape[-1]))
     return x[which] if which.ndim == 2 else x[:, which]
 
 

@@ -46,7 +46,7 @@ class Resolution:
     Attributes:
         bound: model name -> location, for every weight that the checkpoint has in the right shape.
         missing: model names that it lacks.
-        unexpected: stored names that the model does not use.
+        unexpected: stored names that the model does not use, in today's spelling.
         mismatched: model name, the model's shape, the stored shape.
         untied: model names that should share another's tensor and are stored apart from it with other numbers.
     """
@@ -113,10 +113,10 @@ class Checkpoint:
         if not folder.is_dir():
             raise CheckpointError(f"there is no folder {folder}; give the one that holds config.json and {SINGLE_NAME}")
         if (folder / SINGLE_NAME).is_file():
-            return cls._of_files(folder, (folder / SINGLE_NAME,))
+            return cls.of_files(folder, (folder / SINGLE_NAME,))
         if (folder / INDEX_NAME).is_file():
             index = _read_index(folder)
-            checkpoint = cls._of_files(folder, tuple(folder / name for name in sorted(set(index.values()))))
+            checkpoint = cls.of_files(folder, tuple(folder / name for name in sorted(set(index.values()))))
             _check_index(index, checkpoint)
             return checkpoint
         pickles = tuple(sorted(path for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES))
@@ -125,7 +125,7 @@ class Checkpoint:
 
             converted_folder = converted(pickles)
             file = Path(converted_folder.name) / SINGLE_NAME
-            return cls(folder, cls._of_files(folder, (file,)).tensors, (file,), converted_folder)
+            return cls(folder, cls.of_files(folder, (file,)).tensors, (file,), converted_folder)
         if pickles:
             raise CheckpointError(
                 f"{folder} holds its weights as pickle ({', '.join(path.name for path in pickles[:3])}), which can run "
@@ -136,7 +136,12 @@ class Checkpoint:
         raise CheckpointError(f"{folder} has no {SINGLE_NAME}\n  it has: {_listed(found) or 'nothing'}")
 
     @classmethod
-    def _of_files(cls, folder: Path, files: tuple[Path, ...]) -> Checkpoint:
+    def of_files(cls, folder: Path, files: tuple[Path, ...]) -> Checkpoint:
+        """Take the weights of these safetensors files as one checkpoint.
+
+        Raises:
+            CheckpointError: a damaged file, or a name that stands in two of them.
+        """
         tensors: dict[str, TensorLocation] = {}
         for file in files:
             for name, entry in read_header(file).items():
@@ -173,11 +178,11 @@ class Checkpoint:
                 bound[name] = place
             else:
                 mismatched.append((name, tuple(shape), place.shape))
-        for pair in rules.tied.items():
-            # A graph may need one name of the two only: the other is not unexpected then.
-            if any(name in needed for name in pair):
-                used.update(s for name in pair for s in rules.spellings(name)[:1] if s in stored)
-        unexpected = [stored[c] for c in stored if c not in used and not rules.ignores(c)]
+        for target, source in rules.tied.items():
+            # A graph may need the tied name only: its source is not unexpected then.
+            if target in needed:
+                used.update(s for s in rules.spellings(source) if s in stored)
+        unexpected = [name for name in stored if name not in used and not rules.ignores(name)]
         return Resolution(
             types.MappingProxyType(bound), tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(mismatched),
             _untied(bound, rules) if tied else (),

@@ -27,7 +27,7 @@ class LoadReport:
         folder: the checkpoint.
         revision: the Hub's commit, empty for a plain folder.
         missing: weights that the checkpoint lacks and that were made afresh.
-        unexpected: stored names that the model does not use.
+        unexpected: stored names that the model does not use, in today's spelling.
         untied: weights that the configuration ties, but that are stored with other numbers; they stay apart.
     """
 
@@ -63,7 +63,7 @@ def load_model(
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     found = checkpoint.resolve(shapes, model_class.name_rules, tied=config.tie_word_embeddings)
     found.require(name, model_class.__name__, init_missing=init_missing)
-    _fill(model, found, _wanted_type(dtype, config))
+    fill(model, found, _wanted_type(dtype, config))
     model.load_report = LoadReport(located.path, located.revision, found.missing, found.unexpected, found.untied)
     return model.eval()
 
@@ -80,7 +80,7 @@ def _wanted_type(dtype: str | torch.dtype | None, config: Any) -> torch.dtype | 
     return known[dtype or "float32"]
 
 
-def _fill(model: PreTrainedModel, found: Resolution, dtype: torch.dtype | None) -> None:
+def fill(model: PreTrainedModel, found: Resolution, dtype: torch.dtype | None) -> None:
     """Give every weight of a model without memory its numbers."""
     fresh = set(found.missing)
     with torch.no_grad():

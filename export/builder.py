@@ -1,0 +1,313 @@
+"""Export: the one file that knows the order. Checkpoint in, verified bundle out, whole or not at all."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import types
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+import torch
+
+import pinnace
+from pinnace.errors import CheckFailed, UsageError, unknown_word
+from pinnace.export import lowering_onnx, lowering_ort
+from pinnace.export.cases import Case, grid, make_case, numbers
+from pinnace.export.card import model_card
+from pinnace.export.certificate import certificate, to_json, write_golden
+from pinnace.export.graph import Row, lower
+from pinnace.export.interface import Interface, Options, interface
+from pinnace.export.passes import rename_sizes, tidy
+from pinnace.export.sentence import sentence_case
+from pinnace.export.source import Origin, find_origin
+from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
+from pinnace.export.tracer import trace
+from pinnace.export.validate import Outputs, Validation, run_reference, too_large_for_fp16, validate
+from pinnace.export.weights import bind_weights, random_weights, unbound
+from pinnace.export.writer import file_facts, publishing
+from pinnace.models.checkpoint import Checkpoint, Resolution
+from pinnace.models.hub import HubOptions
+from pinnace.models.loading import fill
+from pinnace.models.registry import head_class
+from pinnace.quantize.fp16 import to_fp16
+from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Limits, Manifest, Variant
+
+ROWS: Final[Mapping[str, Mapping[str, Row]]] = types.MappingProxyType(
+    {"ort": lowering_ort.ROWS, "onnx": lowering_onnx.ROWS}
+)
+DEFAULT_OPSET: Final[Mapping[str, int]] = types.MappingProxyType({"ort": 21, "onnx": 23})
+OPSETS: Final = range(18, 25)
+# Precision -> the variants that a request for it writes; fp32 comes first, the others are measured against it.
+WRITTEN: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"fp32": ("fp32",), "fp16": ("fp32", "fp16")})
+# Layout -> folder of the graphs, and precision -> graph file.
+LAYOUTS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = types.MappingProxyType(
+    {
+        "flat": ("", types.MappingProxyType({"fp32": "model.onnx", "fp16": "model_fp16.onnx"})),
+        "hub": ("onnx", types.MappingProxyType({"fp32": "model.onnx", "fp16": "model_fp16.onnx"})),
+    }
+)
+INIT_FILE: Final = "model-init.safetensors"
+Progress = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """What an export made: the bundle's folder, its manifest and its certificate."""
+
+    path: Path
+    manifest: Manifest
+    certificate: dict[str, Any]
+    unexpected: tuple[str, ...]
+    fresh: tuple[str, ...]
+
+
+def export(
+    model: str | Path,
+    *,
+    task: str | None = None,
+    output: str | Path | None = None,
+    precision: str = "fp32",
+    target: str = "ort",
+    opset: int | None = None,
+    static: Mapping[str, int] | None = None,
+    hidden_states: bool = False,
+    attentions: bool = False,
+    all_logits: bool = False,
+    random_weights: bool = False,
+    config: str = "",
+    init_missing: bool = False,
+    allow_pickle: bool = False,
+    layout: str = "flat",
+    validate: bool = True,
+    hub: HubOptions | None = None,
+    subfolder: str = "",
+    progress: Progress | None = None,
+) -> Exported:
+    """Export a checkpoint into a bundle and check it against PyTorch.
+
+    Args:
+        model: folder, Hub id, or catalog name such as ``bert``.
+        task: task name or alias; None takes the one that the checkpoint was saved with.
+        output: the bundle's folder; by default ``<model>-<task>`` in the current folder.
+        precision: ``fp32``, or ``fp16`` (written beside fp32).
+        target: ``ort`` (ONNX Runtime's fused operators) or ``onnx`` (standard operators only).
+        opset: version of the standard operators, 18 to 24; by default 21 (ort) or 23 (onnx).
+        static: axis -> fixed size, for accelerators that need fixed shapes.
+        hidden_states: give every layer's output too, as ``hidden_states.0``, ``hidden_states.1``, ...
+        attentions: give every layer's attention weights too, as ``attentions.0``, ...
+        all_logits: a causal task gives logits for every position.
+        random_weights: no checkpoint: random weights in the configured shape.
+        config: ``key=value,...`` applied to the configuration.
+        init_missing: give missing weights fresh random numbers instead of failing.
+        allow_pickle: accept a pickle checkpoint where there are no safetensors.
+        layout: ``flat``, or ``hub`` (graphs in ``onnx/``, as transformers.js reads them).
+        validate: run the written graph beside PyTorch; False is recorded in the certificate.
+        hub: how to fetch from the Hub.
+        subfolder: folder inside the repository or folder.
+        progress: called with a line of text at each stage.
+
+    Raises:
+        UsageError: an unknown word or impossible combination. CheckpointError, ConfigError: the checkpoint is not fit.
+        CheckFailed: the written graph does not agree with PyTorch; nothing is published.
+        MachineError: disk, permissions, or another process exports to the same folder.
+    """
+    _check_words(precision=precision, target=target, layout=layout)
+    opset = DEFAULT_OPSET[target] if opset is None else opset
+    if opset not in OPSETS:
+        raise UsageError(f"opset {opset} is not supported; choose {OPSETS[0]} to {OPSETS[-1]}")
+    say = progress or (lambda _line: None)
+    origin = find_origin(
+        model, task, hub=hub or HubOptions(), subfolder=subfolder, random_weights=random_weights,
+        allow_pickle=allow_pickle, changes=config,
+    )  # fmt: skip
+    options = Options(dict(static or {}), hidden_states, attentions, all_logits)
+    folder = Path(output) if output is not None else Path(f"{_short_name(model)}-{origin.task.name}")
+    with publishing(folder) as scratch:
+        build = _Build(origin, options, target, opset, layout, scratch, say)
+        build.find_weights(random_weights, init_missing, allow_pickle)
+        return dataclasses.replace(build.run(WRITTEN[precision], validate), path=folder)
+
+
+def _check_words(*, precision: str, target: str, layout: str) -> None:
+    for kind, got, known in (
+        ("precision", precision, WRITTEN),
+        ("target", target, TARGETS),
+        ("layout", layout, LAYOUTS),
+    ):
+        if got not in known:
+            raise unknown_word(kind, got, known)
+
+
+def _short_name(model: str | Path) -> str:
+    return Path(str(model).rstrip("/")).resolve().name if Path(model).is_dir() else str(model).rpartition("/")[2]
+
+
+class _Build:
+    """One export under way; every method is one stage."""
+
+    def __init__(
+        self, origin: Origin, options: Options, target: str, opset: int, layout: str, scratch: Path, say: Progress
+    ) -> None:
+        self.origin, self.options, self.target, self.opset, self.say = origin, options, target, opset, say
+        self.scratch = scratch
+        self.graph_folder, self.graph_names = scratch / LAYOUTS[layout][0], LAYOUTS[layout][1]
+        self.graph_folder.mkdir(exist_ok=True)
+        self.config = origin.config
+        self.head = head_class(origin.arch, origin.head)
+        self.limits = Limits(
+            sequence=self.config.max_position_embeddings,
+            vocabulary=self.config.vocab_size,
+            token_types=self.config.type_vocab_size,
+        )
+        self.model_options: dict[str, Any] = {}
+        self.found = Resolution({})
+        self.fresh: tuple[str, ...] = ()
+        self._keep: Checkpoint | None = None
+
+    def find_weights(self, at_random: bool, init_missing: bool, allow_pickle: bool) -> None:
+        """Locate every weight, or make random ones in the scratch folder."""
+        origin = self.origin
+        if at_random or origin.folder is None:
+            path = self.scratch / "model.safetensors"
+            random_weights(path, self._shapes(), self.config.initializer_range)
+            self.found = Checkpoint.open(self.scratch).resolve(self._shapes(), origin.arch.names)
+            return
+        checkpoint = Checkpoint.open(origin.folder, allow_pickle=allow_pickle)
+        self._keep = checkpoint  # a converted pickle lives as long as this
+        tied = self.config.tie_word_embeddings
+        found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
+        if origin.task.name == "feature-extraction" and all("pooler." in name for name in found.missing):
+            self.model_options = {"add_pooling_layer": not found.missing}
+            found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
+        found.require(origin.source.name, origin.head, init_missing=init_missing)
+        if found.untied:
+            self.config.update({"tie_word_embeddings": False})
+        if found.missing:
+            self.fresh = found.missing
+            shapes = self._shapes()
+            path = self.graph_folder / INIT_FILE
+            random_weights(path, {name: shapes[name] for name in found.missing}, self.config.initializer_range)
+            made = Checkpoint.of_files(self.graph_folder, (path,)).tensors
+            found = dataclasses.replace(found, bound={**found.bound, **made}, missing=())
+        self.found = found
+
+    def _shapes(self) -> dict[str, tuple[int, ...]]:
+        with torch.device("meta"):
+            state = self.head(self.config, **self.model_options).state_dict()
+        return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def run(self, precisions: Sequence[str], check: bool) -> Exported:
+        """Trace, lower, bind, validate, describe."""
+        face = interface(
+            self.origin.task, self.config, self.options, target=self.target,
+            pooler=self.model_options.get("add_pooling_layer", True),
+        )  # fmt: skip
+        copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
+        special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
+        self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
+        lowered = self._lowered(face)
+        reference, cases = (self._reference(face) if check else (None, ()))
+        checks: dict[str, Validation | None] = {}
+        variants: dict[str, Variant] = {}
+        for precision in precisions:
+            islands = self._islands(precision, reference, face, cases)
+            variants[precision] = self._write(lowered.clone(), precision, islands)
+            checks[precision] = None
+            if reference is not None:
+                self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
+                path = self.scratch / variants[precision].graph
+                checks[precision] = validate(path, reference, face, cases, precision)
+        if reference is not None:
+            write_golden(self.scratch, self._golden(face, reference, cases))
+        self.config.dtype = "float32"
+        (self.scratch / "config.json").write_text(self.config.to_json_string(use_diff=False), "utf-8")
+        record = certificate(checks, f"pinnace.models on PyTorch {torch.__version__.partition('+')[0]}")
+        (self.scratch / CERTIFICATE_NAME).write_text(to_json(record), "utf-8")
+        manifest = self._manifest(face, variants, special, pooling="modules.json" in copied)
+        (self.scratch / "README.md").write_text(model_card(manifest, record), "utf-8")
+        manifest = dataclasses.replace(manifest, files=file_facts(self.scratch))
+        (self.scratch / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
+        return Exported(self.scratch, manifest, record, self.found.unexpected, self.fresh)
+
+    def _lowered(self, face: Interface) -> ir.Model:
+        model = trace(lambda: self.head(self.config, **self.model_options), face.call, face.inputs, face.outputs)
+        lower(model, ROWS[self.target], self.opset)
+        tidy(model)
+        return model
+
+    def _reference(self, face: Interface) -> tuple[torch.nn.Module, tuple[Case, ...]]:
+        self.say("loading the PyTorch reference")
+        with torch.device("meta"):
+            model = self.head(self.config, **self.model_options)
+        fill(model, self.found, torch.float32)
+        cases = list(grid(face, self.limits))
+        if has_tokenizer(self.scratch) and (case := sentence_case(self.scratch, face)) is not None:
+            cases.append(case)
+        return model.eval(), tuple(cases)
+
+    def _islands(
+        self, precision: str, reference: torch.nn.Module | None, face: Interface, cases: Sequence[Case]
+    ) -> tuple[str, ...]:
+        """Modules that an fp16 graph must keep in fp32, found by running the reference."""
+        if precision != "fp16" or reference is None:
+            return ()
+        return tuple(too_large_for_fp16(reference, face, cases))
+
+    def _write(self, model: ir.Model, precision: str, islands: tuple[str, ...]) -> Variant:
+        if precision == "fp16":
+            to_fp16(model, islands)
+        graph = self.graph_names[precision]
+        flat = self.graph_folder == self.scratch
+        file_name = "model.safetensors" if precision == "fp32" and flat else f"{graph}_data"
+        missing = unbound(model).keys() - self.found.bound.keys()
+        if missing:
+            raise CheckFailed(f"the traced graph has weights that the model does not have: {', '.join(sorted(missing))}")
+        weights = bind_weights(model, self.found.bound, self.graph_folder, file_name)
+        path = self.graph_folder / graph
+        ir.save(model, path)
+        inside = path.relative_to(self.scratch).as_posix()
+        prefix = inside.removesuffix(graph)
+        return Variant(self.target, self.opset, inside, tuple(prefix + name for name in weights), islands)
+
+    def _golden(
+        self, face: Interface, reference: torch.nn.Module, cases: Sequence[Case]
+    ) -> dict[str, tuple[Case, Outputs]]:
+        """A small case, random and padded, for checks on other machines."""
+        static = self.options.static
+        B, T = static.get("batch", 2), static.get("sequence", 6)
+        past = [0] * B if face.cache is not None and "past_sequence" not in static else []
+        case = make_case(face, self.limits, numbers(), [max(1, T - 2 * row) for row in range(B)], T, "right", past)
+        return {"random": (case, run_reference(reference, face, case.inputs))}
+
+    def _manifest(
+        self, face: Interface, variants: dict[str, Variant], special: dict[str, int], *, pooling: bool
+    ) -> Manifest:
+        labels = [self.config.id2label[i] for i in range(self.config.num_labels)]
+        return Manifest(
+            format=MANIFEST_FORMAT,
+            task=face.task.name,
+            architecture=self.origin.arch.name,
+            head=self.origin.head,
+            inputs=face.inputs,
+            outputs=face.outputs,
+            limits=self.limits,
+            labels=tuple(labels) if any("labels" in axes for axes in face.axes.values()) else (),
+            problem_type=self.config.problem_type,
+            special_tokens=special,
+            pooling=read_pooling(self.scratch) if pooling else None,
+            cache=face.cache,
+            source=self.origin.source,
+            variants=variants,
+            tools=_tools(),
+            files={},
+        )
+
+
+def _tools() -> dict[str, str]:
+    """Versions that made the bundle; the same tools make the same bytes."""
+    packages = ("torch", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in packages}
+    return {"pinnace": pinnace.__version__, **versions}

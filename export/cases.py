@@ -1,0 +1,136 @@
+"""The grid of inputs on which an export is checked: batch, length, padding side, past."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from pinnace.export.interface import PAST, Interface
+from pinnace.spec import Limits
+
+Array = npt.NDArray[Any]
+CHOICES: Final = 3
+PAST_TOKENS: Final = 5
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """One set of inputs. ``real`` is (rows, tokens): which new tokens are no padding."""
+
+    name: str
+    inputs: Mapping[str, Array]
+    real: Array
+
+    @property
+    def real_keys(self) -> Array:
+        """(rows, past + tokens): which keys are no padding."""
+        mask = self.inputs["attention_mask"]
+        return mask.reshape(-1, mask.shape[-1]) != 0
+
+
+def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
+    """Yield the cases for an interface, from one token to the model's limit.
+
+    A graph with fixed shapes gets its one shape, with and without padding. A graph with a cache is given an empty past,
+    a full one, and one that is as long as each row's own history.
+    """
+    generator = numbers()
+    static, cache = interface.options.static, interface.cache
+    past = static.get("past_sequence", PAST_TOKENS) if cache else 0
+    longest = static.get("sequence", limits.sequence - past)
+    for rows, length in ((1, 1), (1, 9), (3, 9), (2, 65), (1, longest)):
+        B, T = static.get("batch", rows), static.get("sequence", min(length, longest))
+        for padding in ("none",) if B * T == 1 or (T == longest and not static) else ("none", "right", "left"):
+            # An in-place cache is filled by right-padded prompts; after that, many tokens at once only in a single row.
+            prompt = cache is not None and cache.in_place and (padding != "none" or B > 1)
+            if prompt and (padding == "left" or "past_sequence" in static):
+                continue
+            yield make_case(
+                interface, limits, generator, _lengths(B, T, padding), T, padding, [0 if prompt else past] * B
+            )
+        if static:
+            return
+    if cache is not None:
+        yield make_case(interface, limits, generator, [1, 1, 1], 1, "none", [past, past - 2, 0])
+
+
+def numbers() -> np.random.Generator:
+    """The one source of random inputs: the same in every export."""
+    return np.random.Generator(np.random.PCG64(7))
+
+
+def _lengths(rows: int, tokens: int, padding: str) -> list[int]:
+    if padding == "none":
+        return [tokens] * rows
+    return [max(1, tokens - (tokens // 3) * (row + (rows == 1)) - (row > 0)) for row in range(rows)]
+
+
+def make_case(
+    interface: Interface,
+    limits: Limits,
+    generator: np.random.Generator,
+    lengths: Sequence[int],
+    tokens: int,
+    padding: str,
+    past: Sequence[int] = (),
+) -> Case:
+    """Random rows of the given lengths, padded to ``tokens`` on the named side.
+
+    Args:
+        interface: whose inputs to make.
+        limits: ranges of ids and positions.
+        generator: source of randomness.
+        lengths: real tokens of each row.
+        tokens: T, width of the batch.
+        padding: ``left``, ``right`` or ``none``.
+        past: for a graph with a cache, how many past tokens each row has; missing means none.
+    """
+    names = {spec.name: spec for spec in interface.inputs}
+    choices = interface.options.static.get("choices", CHOICES) if len(names["input_ids"].shape) == 3 else 1
+    lengths = [n for n in lengths for _ in range(choices)]
+    histories = np.array(past if past and interface.cache else [0] * len(lengths))
+    B, T, P = len(lengths), tokens, int(histories.max())
+    place = np.arange(T)
+    kept = np.array([place >= T - n if padding == "left" else place < n for n in lengths])
+    seen = np.arange(P) < histories[:, None]
+    arrays: dict[str, Array] = {
+        "input_ids": np.where(kept, generator.integers(0, limits.vocabulary, (B, T)), 0),
+        "attention_mask": np.concatenate([seen, kept], 1).astype(np.int64),
+        "token_type_ids": np.where(kept, generator.integers(0, limits.token_types, (B, T)), 0),
+        "position_ids": np.clip(histories[:, None] + np.cumsum(kept, 1) - 1, 0, limits.sequence - 1),
+    }
+    for name, spec in names.items():
+        if name.startswith(PAST):
+            arrays[name] = generator.standard_normal((B, spec.shape[1], P, spec.shape[3]), np.float32)
+    inputs = {}
+    for name, spec in names.items():
+        array = arrays[name].reshape(B // choices, choices, T) if len(spec.shape) == 3 else arrays[name]
+        inputs[name] = np.ascontiguousarray(array, dtype=spec.dtype)
+    history = f"-past{'ragged' if len(set(histories.tolist())) > 1 else P}" if P else ""
+    return Case(f"batch{B // choices}-length{T}-pad-{padding}{history}", inputs, kept)
+
+
+def alone(case: Case, row: int) -> Case:
+    """One row of a right-padded flat batch, without its padding."""
+    n = int(case.real[row].sum())
+    extra = case.real.shape[1] - n
+    inputs = {}
+    for name, array in case.inputs.items():
+        part = array[row : row + 1]
+        inputs[name] = part if name.startswith(PAST) else np.ascontiguousarray(part[:, : part.shape[1] - extra])
+    return Case(f"{case.name}-row{row}", inputs, case.real[row : row + 1, :n])
+
+
+def real_part(case: Case, shape: Sequence[int | str], array: Array) -> Array:
+    """The entries of an output (its axes named by ``shape``) that belong to real tokens: (entries, ...)."""
+    axes = [i for i, axis in enumerate(shape) if axis in ("sequence", "total_sequence")]
+    if not axes:
+        return array
+    first = axes[0]
+    real = case.real_keys if shape[first] == "total_sequence" else case.real
+    flat = np.moveaxis(array, first, 1)
+    return flat.reshape(real.shape + flat.shape[2:])[real]

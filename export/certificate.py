@@ -1,0 +1,62 @@
+"""The certificate: a record of what was compared with what, on which inputs, with which result."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pinnace.compare import GATES, Difference
+from pinnace.export.cases import Case
+from pinnace.export.validate import Outputs, Validation
+from pinnace.spec import GOLDEN_NAME
+
+
+def certificate(checks: Mapping[str, Validation | None], oracle: str) -> dict[str, Any]:
+    """Build the record.
+
+    Args:
+        checks: precision -> what was compared, None where the caller switched validation off.
+        oracle: what the graphs were compared with.
+    """
+    return {
+        "format": 1,
+        "oracle": oracle,
+        "variants": {precision: _variant(precision, check) for precision, check in checks.items()},
+    }
+
+
+def _variant(precision: str, check: Validation | None) -> dict[str, Any]:
+    if check is None:
+        return {"verdict": "not validated"}
+    return {
+        "verdict": "passed",
+        "gate": dataclasses.asdict(GATES[precision]),
+        "cases": list(check.cases),
+        "outputs": {name: _rounded(found) for name, found in check.outputs.items()},
+        "rows_alone": {name: _rounded(found) for name, found in check.rows_alone.items()},
+    }
+
+
+def _rounded(found: Difference) -> dict[str, float | int]:
+    """Three digits say all that matters."""
+    return {k: v if isinstance(v, int) else float(f"{v:.3g}" if k != "cosine" else f"{v:.7f}")
+            for k, v in dataclasses.asdict(found).items()}  # fmt: skip
+
+
+def to_json(record: Mapping[str, Any]) -> str:
+    """Serialize with sorted keys, so that the same facts give the same bytes."""
+    return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+
+def write_golden(folder: Path, cases: Mapping[str, tuple[Case, Outputs]]) -> None:
+    """Keep inputs and the reference's outputs in the bundle, so that another machine can check its own numbers."""
+    arrays = {}
+    for name, (case, outputs) in cases.items():
+        arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
+        arrays |= {f"{name}/out/{key}": value for key, value in outputs.items()}
+    np.savez(folder / GOLDEN_NAME, allow_pickle=False, **arrays)

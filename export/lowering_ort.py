@@ -1,0 +1,110 @@
+"""The ``ort`` target: ONNX Runtime's fused operators; what it does not fuse is taken from the ``onnx`` target."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+import onnx_ir as ir
+
+from pinnace.export import lowering_onnx as standard
+from pinnace.export.graph import Emitter, Row
+
+FUSED: Final = "com.microsoft"
+
+
+def linear(e: Emitter) -> Sequence[ir.Value]:
+    """FusedMatMul reads the weight as the checkpoint stores it, (out, in): no transposed copy at load."""
+    x, weight, bias = e.needed(0), e.needed(1), e.input(2)
+    if x.shape is not None and len(x.shape) == 2:
+        return standard.linear(e)
+    return [standard.add_bias(e, e.op("FusedMatMul", x, weight, domain=FUSED, transB=1), bias)]
+
+
+def add_layer_norm(e: Emitter) -> Sequence[ir.Value]:
+    """SkipLayerNormalization takes the projection's bias too."""
+    return [e.op("SkipLayerNormalization", *e.node.inputs, domain=FUSED, epsilon=e.attribute("epsilon"))]
+
+
+def activation(e: Emitter) -> Sequence[ir.Value]:
+    """GELU forms with their bias in one pass; the others as in the standard target."""
+    fused = _FUSED_GELUS.get(e.attribute("function"))
+    if fused is None or e.input(1) is None:
+        return standard.activation(e)
+    return [fused(e, e.needed(0), e.needed(1))]
+
+
+def _bias_gelu(e: Emitter, x: ir.Value, bias: ir.Value) -> ir.Value:
+    return e.op("BiasGelu", x, bias, domain=FUSED)
+
+
+def _fast_gelu(e: Emitter, x: ir.Value, bias: ir.Value) -> ir.Value:
+    return e.op("FastGelu", x, bias, domain=FUSED)
+
+
+_FUSED_GELUS: Final[Mapping[str, Callable[[Emitter, ir.Value, ir.Value], ir.Value]]] = types.MappingProxyType(
+    {
+        "gelu": _bias_gelu,
+        "gelu_python": _bias_gelu,
+        "gelu_new": _fast_gelu,
+        "gelu_fast": _fast_gelu,
+        "gelu_accurate": _fast_gelu,
+        "gelu_pytorch_tanh": _fast_gelu,
+    }
+)
+
+
+def embed(e: Emitter) -> Sequence[ir.Value]:
+    """EmbedLayerNormalization, which takes its ids as int32."""
+    ids, token_types, position_ids, words, segments, positions, weight, bias = (e.input(i) for i in range(8))
+    ids32, types32, places32 = (
+        None if t is None else e.op("Cast", t, to=ir.DataType.INT32) for t in (ids, token_types, position_ids)
+    )
+    out, _ = e.ops(
+        "EmbedLayerNormalization", ids32, types32, words, positions, segments, weight, bias, None, places32,
+        domain=FUSED, outputs=2, epsilon=e.attribute("epsilon"),
+    )  # fmt: skip
+    return [out]
+
+
+def attention(e: Emitter) -> Sequence[ir.Value]:
+    """MultiHeadAttention with its biases (joined once, at load) and the key mask."""
+    if e.output_is_read(1):
+        return standard.attention(e)
+    q, k, v, mask = e.needed(0), e.needed(1), e.needed(2), e.input(3)
+    bias = None if e.input(4) is None else e.op("Concat", e.input(4), e.input(5), e.input(6), axis=0)
+    keys = None if mask is None else e.op("Cast", mask, to=ir.DataType.INT32)
+    return [e.op("MultiHeadAttention", q, k, v, bias, keys, domain=FUSED, num_heads=e.attribute("num_heads"))]
+
+
+def cached_attention(e: Emitter) -> Sequence[ir.Value]:
+    """GroupQueryAttention: the new keys are written behind each row's own past, in place where buffers are shared.
+
+    Rows are right-padded: a row's length is the number of ones in its mask.
+    """
+    if e.output_is_read(1):
+        return standard.cached_attention(e)
+    mask, past_key, past_value = e.needed(3), e.needed(4), e.needed(5)
+    q, k, v = standard.biased_projections(e, 6)
+    lengths = e.op("ReduceSum", mask, e.constant([1]), keepdims=0)
+    last = e.op("Cast", e.op("Sub", lengths, e.constant(1)), to=ir.DataType.INT32)  # (B,)
+    total = e.op("Cast", e.op("Squeeze", e.op("Shape", mask, start=1, end=2)), to=ir.DataType.INT32)  # scalar S
+    out, present_key, present_value = e.ops(
+        "GroupQueryAttention", q, k, v, past_key, past_value, last, total, domain=FUSED, outputs=3,
+        num_heads=e.attribute("num_heads"), kv_num_heads=e.attribute("kv_num_heads"),
+    )  # fmt: skip
+    return [out, e.node.outputs[1], present_key, present_value]
+
+
+ROWS: Final[Mapping[str, Row]] = types.MappingProxyType(
+    {
+        **standard.ROWS,
+        "Linear": linear,
+        "AddLayerNorm": add_layer_norm,
+        "Activation": activation,
+        "Embed": embed,
+        "Attention": attention,
+        "CachedAttention": cached_attention,
+    }
+)

@@ -1,0 +1,110 @@
+"""Where a model comes from: a folder, a Hub id, a catalog name, or nowhere (random weights)."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from pinnace.errors import CheckpointError, UsageError
+from pinnace.export.tasks import Task, find_task, task_of_head
+from pinnace.models.config import PreTrainedConfig
+from pinnace.models.hub import HubOptions, locate_checkpoint
+from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
+from pinnace.spec import Source, canonical_task
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """What is known before anything is built.
+
+    ``folder`` is None where there is no checkpoint at all (a catalog name with random weights).
+    """
+
+    folder: Path | None
+    source: Source
+    arch: Arch
+    config: Any
+    task: Task
+    head: str
+
+
+def find_origin(
+    model: str | Path,
+    task: str | None,
+    *,
+    hub: HubOptions,
+    subfolder: str = "",
+    random_weights: bool = False,
+    allow_pickle: bool = False,
+    changes: str = "",
+) -> Origin:
+    """Resolve the model's name to a folder, a configuration, a task and a head.
+
+    Args:
+        model: an existing folder, a Hub id, or a catalog name such as ``bert``.
+        task: name or alias; None takes the task of the head that ``config.json`` names.
+        hub: how to fetch from the Hub.
+        subfolder: folder inside the repository or folder.
+        random_weights: only the configuration is needed; a catalog name then stands for the default shape.
+        allow_pickle: accept a pickle where there are no safetensors.
+        changes: ``key=value,...`` applied to the configuration.
+
+    Raises:
+        UsageError: an unknown word. CheckpointError: nothing there, or the Hub is out of reach. ConfigError: bad values.
+    """
+    name = str(model)
+    is_catalog = name in ARCHS and not Path(name).is_dir()
+    if is_catalog and random_weights:
+        arch = arch_named(name)
+        config, folder, source = arch.config_class()(), None, Source(f"{name} (random weights)")
+        found, head = find_task(_required(task, name), arch.name)
+    else:
+        if is_catalog:
+            wanted = canonical_task(_required(task, name))
+            entry = catalog_entry(arch_named(name), wanted)
+            model, defaults = entry.repository, dict(entry.config)
+        else:
+            defaults = {}
+        located = locate_checkpoint(
+            model, hub, subfolder=subfolder, weights=not random_weights, allow_pickle=allow_pickle
+        )
+        folder = located.path
+        if not (folder / "config.json").is_file():
+            inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
+            raise CheckpointError(f"{model} has no config.json, so it is no checkpoint\n  it has: {inside}")
+        facts, _ = PreTrainedConfig.get_config_dict(folder)
+        arch = arch_of(facts)
+        config = arch.config_class().from_pretrained(folder, **defaults)
+        is_folder = Path(model).is_dir()
+        source = Source(_folder_name(Path(model)) if is_folder else str(model), located.revision)
+        found, head = find_task(task or _own_task(config, model), arch.name)
+    if changes:
+        config.update_from_string(changes)
+    if found.causal:
+        config.update({"is_decoder": True})
+    config.architectures = [head]
+    return Origin(folder, source, arch, config, found, head)
+
+
+def _required(task: str | None, model: str) -> str:
+    if task is None:
+        raise UsageError(f"{model!r} is a catalog name: say which task, for example --task qa")
+    return task
+
+
+def _own_task(config: Any, model: str | Path) -> str:
+    """The task of the head that the checkpoint was saved with."""
+    for head in config.architectures or ():
+        if task := task_of_head(head):
+            return task
+    raise UsageError(f"{model} does not say what it was trained for (architectures: {config.architectures}); give --task")
+
+
+def _folder_name(folder: Path) -> str:
+    """A name for a local folder that tells nothing of the machine: its own, or its repository's in a Hub cache."""
+    parts = folder.resolve().parts
+    if "snapshots" in parts:
+        repository = parts[parts.index("snapshots") - 1]
+        return repository.removeprefix("models--").replace("--", "/")
+    return parts[-1]

@@ -1,0 +1,102 @@
+"""Copy a checkpoint's tokenizer and sentence-transformers files: an allow-list, bounded in size, without paths inside."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.errors import CheckpointError
+from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.spec import Pooling
+
+MAX_BYTES: Final = 64 * 1024 * 1024
+_PLAIN: Final = ("tokenizer.json", "vocab.txt", "config_sentence_transformers.json", "sentence_bert_config.json")
+_FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
+_POOLING: Final = "1_Pooling/config.json"
+_MODULES: Final = "modules.json"
+# Fields that name files or code of the machine that saved the tokenizer.
+_LEFT_OUT: Final = frozenset(
+    {"auto_map", "name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "custom_pipelines"}
+)
+
+
+def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
+    """Copy what the runtime needs besides weights; returns the names copied.
+
+    Raises:
+        CheckpointError: a file is too large or is not what its name says.
+    """
+    copied = []
+    for name in (*_PLAIN, *_FILTERED, _MODULES, _POOLING):
+        path = source / name
+        if not path.is_file():
+            continue
+        if path.stat().st_size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
+        content = path.read_bytes()
+        if name in _FILTERED:
+            facts = _object(path)
+            kept = {key: value for key, value in facts.items() if key not in _LEFT_OUT}
+            content = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+        (target / name).parent.mkdir(exist_ok=True)
+        (target / name).write_bytes(content)
+        copied.append(name)
+    return tuple(copied)
+
+
+def has_tokenizer(folder: Path) -> bool:
+    """Whether the folder holds a tokenizer."""
+    return (folder / "tokenizer.json").is_file() or (folder / "vocab.txt").is_file()
+
+
+def complete_tokenizer(folder: Path) -> dict[str, int]:
+    """Load a bundle's tokenizer, write its ``tokenizer.json`` where there is only a vocabulary; give special tokens.
+
+    Returns:
+        name such as ``cls_token`` -> id.
+    """
+    tokenizer = load_tokenizer(folder)
+    if not (folder / "tokenizer.json").is_file():
+        tokenizer.save_pretrained(folder)
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+
+
+def read_pooling(folder: Path) -> Pooling | None:
+    """How a sentence-transformers folder makes a vector of a text; None for other folders.
+
+    Raises:
+        CheckpointError: it pools in a way, or has a module, that Pinnace does not have.
+    """
+    path = folder / _MODULES
+    if not path.is_file():
+        return None
+    modules = _parsed(path)
+    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
+        raise CheckpointError(f"{path} must be a list of modules")
+    kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
+    unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
+    if unknown:
+        raise CheckpointError(f"{path} has the module {unknown[0]}; Pinnace has Transformer, Pooling and Normalize")
+    facts = _object(folder / _POOLING) if (folder / _POOLING).is_file() else {"pooling_mode_mean_tokens": True}
+    mode = facts.get("pooling_mode")
+    modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
+    chosen = [mode] if isinstance(mode, str) else [m for key, m in modes.items() if facts.get(key)]
+    others = [k for k, v in facts.items() if k.startswith("pooling_mode_") and v is True and k not in modes]
+    if len(chosen) != 1 or chosen[0] not in modes.values() or others:
+        raise CheckpointError(f"{_POOLING} asks for {others or chosen}; Pinnace pools by mean, cls or max, one of them")
+    return Pooling(str(chosen[0]), "Normalize" in kinds)
+
+
+def _object(path: Path) -> dict[str, Any]:
+    facts = _parsed(path)
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path} must hold a JSON object")
+    return facts
+
+
+def _parsed(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} is not JSON: {error}") from None

@@ -1,0 +1,179 @@
+"""Run the written file in ONNX Runtime beside the PyTorch reference; every output of every case must agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import torch
+from torch import nn
+
+from pinnace.compare import GATES, Difference, difference
+from pinnace.errors import CheckFailed
+from pinnace.export.bisect import first_divergence
+from pinnace.export.cases import Case, alone, real_part
+from pinnace.export.interface import PAST, Interface
+from pinnace.spec import TensorSpec
+
+Array = npt.NDArray[Any]
+Outputs = Mapping[str, Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Validation:
+    """What was compared and how far it lay apart, per output, and for rows alone against rows in a batch."""
+
+    cases: tuple[str, ...]
+    outputs: dict[str, Difference]
+    rows_alone: dict[str, Difference]
+
+
+def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
+    """Open a written graph on the CPU and return the function that runs it."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    names = [output.name for output in session.get_outputs()]
+    expected = {value.name for value in session.get_inputs()}
+
+    def run(inputs: Mapping[str, Array]) -> Outputs:
+        if expected != set(inputs):
+            lost, extra = sorted(set(inputs) - expected), sorted(expected - set(inputs))
+            raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and has in addition {extra or 'none'}")
+        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+
+    return run
+
+
+def run_reference(model: nn.Module, interface: Interface, inputs: Mapping[str, Array]) -> Outputs:
+    """Run the reference model on numpy inputs."""
+    with torch.inference_mode():
+        tensors = [torch.from_numpy(inputs[spec.name]) for spec in interface.inputs]
+        results = interface.call(model, *tensors)
+    return {spec.name: result.float().numpy() for spec, result in zip(interface.outputs, results, strict=True)}
+
+
+def validate(
+    graph: Path, model: nn.Module, interface: Interface, cases: Sequence[Case], precision: str
+) -> Validation:
+    """Compare the graph in a file with the reference on every case.
+
+    Args:
+        graph: the written ``model.onnx``.
+        model: the reference, in fp32 and evaluation mode.
+        interface: names and shapes.
+        cases: inputs to compare on.
+        precision: whose gate decides.
+
+    Raises:
+        CheckFailed: an output misses its gate; the text names the first such output and the first layer that diverges.
+    """
+    run = open_graph(graph)
+    gate = GATES[precision]
+    total: dict[str, Difference] = {}
+    rows: dict[str, Difference] = {}
+    for case in cases:
+        want, got = run_reference(model, interface, case.inputs), run(case.inputs)
+        for spec in _comparable(interface, case):
+            found = difference(*(real_part(case, interface.axes[spec.name], side[spec.name]) for side in (got, want)))
+            _merge(total, spec.name, found)
+            # A share of rows is judged over the whole grid, everything else at once.
+            if miss := found.miss(dataclasses.replace(gate, min_top1=0.0)):
+                where = first_divergence(graph, model, interface, case, gate)
+                raise CheckFailed(f"output {spec.name!r} differs from PyTorch on {case.name}: {miss}.\n  {where}")
+        if _splits(case, interface):
+            _compare_rows(run, interface, case, got, rows, precision)
+        if interface.cache is not None and case.name == "batch1-length9-pad-none-past5":
+            _compare_steps(run, interface, case, got, precision)
+    for name, found in total.items():
+        if miss := found.miss(gate):
+            raise CheckFailed(f"output {name!r} differs from PyTorch over the grid: {miss}")
+    return Validation(tuple(case.name for case in cases), total, rows)
+
+
+def _comparable(interface: Interface, case: Case) -> list[TensorSpec]:
+    """Outputs whose layout the target shares with the reference on this case.
+
+    Where rows have histories of different length, an in-place cache keeps each row's keys together and the reference
+    appends them after the longest, so only what is computed from them can be compared.
+    """
+    ragged = case.name.endswith("ragged") and interface.cache is not None and interface.cache.in_place
+    return [spec for spec in interface.outputs if not (ragged and spec.name.startswith("present"))]
+
+
+def _merge(into: dict[str, Difference], name: str, found: Difference) -> None:
+    into[name] = into[name].merge(found) if name in into else found
+
+
+def _splits(case: Case, interface: Interface) -> bool:
+    """Whether rows of the case can be run alone: several, padded on the right, and no fixed shapes or choices."""
+    flat = case.inputs["input_ids"].ndim == 2
+    return flat and len(case.real) > 1 and "pad-right" in case.name and not interface.options.static
+
+
+def _compare_rows(
+    run: Callable[[Mapping[str, Array]], Outputs],
+    interface: Interface,
+    case: Case,
+    batch: Outputs,
+    rows: dict[str, Difference],
+    precision: str,
+) -> None:
+    for row in range(len(case.real)):
+        single = alone(case, row)
+        got = run(single.inputs)
+        for spec in interface.outputs:
+            if spec.name.startswith("attentions"):
+                continue  # its key axis is as long as the batch, so the shapes differ
+            in_batch = Case(case.name, {n: a[row : row + 1] for n, a in case.inputs.items()}, case.real[row : row + 1])
+            found = difference(
+                real_part(single, interface.axes[spec.name], got[spec.name]),
+                real_part(in_batch, interface.axes[spec.name], batch[spec.name][row : row + 1]),
+            )
+            _merge(rows, spec.name, found)
+            if miss := found.miss(dataclasses.replace(GATES[precision], min_top1=0.0)):
+                raise CheckFailed(f"output {spec.name!r}: row {row} of {case.name} alone differs from itself in the batch: {miss}")
+
+
+def _compare_steps(
+    run: Callable[[Mapping[str, Array]], Outputs], interface: Interface, case: Case, whole: Outputs, precision: str
+) -> None:
+    """Feed a row in two steps through the cache; the last logits must be those of the row in one step."""
+    first = 4
+    tokens = case.inputs["input_ids"].shape[1]
+    cut = {n: a if n.startswith(PAST) else a[:, : a.shape[1] - (tokens - first)] for n, a in case.inputs.items()}
+    half = run({name: np.ascontiguousarray(array) for name, array in cut.items()})
+    rest = {n: a if n == "attention_mask" else a[:, first:] for n, a in case.inputs.items() if not n.startswith(PAST)}
+    rest |= {n.replace("present", PAST): half[n] for n in half if n.startswith("present")}
+    got = run({name: np.ascontiguousarray(array) for name, array in rest.items()})
+    found = difference(got["logits"][:, -1], whole["logits"][:, -1])
+    if miss := found.miss(dataclasses.replace(GATES[precision], min_top1=0.0)):
+        raise CheckFailed(f"output 'logits': a row fed in two steps differs from the row fed at once: {miss}")
+
+
+def too_large_for_fp16(model: nn.Module, interface: Interface, cases: Sequence[Case], limit: float = 32768.0) -> list[str]:
+    """Modules whose output comes near fp16's largest number (65504) on some case; they need an fp32 island."""
+    large: dict[str, float] = {}
+
+    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
+            tensor = output[0] if isinstance(output, tuple) else output
+            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
+                large[name] = max(large.get(name, 0.0), float(tensor.abs().max()))
+
+        return hook
+
+    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
+    try:
+        for case in cases:
+            run_reference(model, interface, case.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    hot = {name for name, peak in large.items() if not np.isfinite(peak) or peak > limit}
+    return sorted(name for name in hot if not any(other.startswith(f"{name}.") for other in hot))

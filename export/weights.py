@@ -1,0 +1,174 @@
+"""Bind a graph's initializers to byte ranges of safetensors files; convert one tensor at a time where the type differs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pinnace.errors import CheckFailed, CheckpointError
+from pinnace.models.checkpoint import TensorLocation
+from pinnace.safetensors_header import read_header
+
+CHUNK: Final = 1 << 24  # elements converted at a time
+_STORED: Final[Mapping[str, str]] = types.MappingProxyType({"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"})
+_WRITTEN: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
+    {ir.DataType.FLOAT: ("F32", "<f4"), ir.DataType.FLOAT16: ("F16", "<f2")}
+)
+Array = npt.NDArray[Any]
+INDEX_NAME: Final = "model.safetensors.index.json"
+
+
+def unbound(model: ir.Model) -> dict[str, ir.Value]:
+    """Initializers that still lack data, by name: the model's weights."""
+    return {str(name): v for name, v in model.graph.initializers.items() if v.const_value is None}
+
+
+def bind_weights(model: ir.Model, located: Mapping[str, TensorLocation], folder: Path, file_name: str) -> tuple[str, ...]:
+    """Give every weight of the graph its bytes in a file of ``folder``.
+
+    Where the checkpoint stores all weights in the graph's own type, its files are copied as they are (the kernel
+    copies; nothing passes through this process). Otherwise one file ``file_name`` is written, a tensor at a time.
+
+    Args:
+        model: a lowered graph; its weights have types and shapes and no data.
+        located: weight name -> where the checkpoint holds it.
+        folder: where the graph's file will lie.
+        file_name: name for a converted file, in the safetensors format.
+
+    Returns:
+        names of the files in ``folder`` that the graph reads.
+    """
+    weights = unbound(model)
+    same = all(located[n].dtype == _WRITTEN[_type_of(v)][0] for n, v in weights.items())
+    if same and file_name == "model.safetensors":
+        places = {name: located[name] for name in weights}
+        sources = sorted({place.file for place in places.values()})
+        for source in sources:
+            copy_file(source, folder / source.name)
+        index = sources[0].parent / INDEX_NAME
+        if len(sources) > 1 and index.is_file():
+            copy_file(index, folder / INDEX_NAME)
+    else:
+        write_safetensors(
+            folder / file_name,
+            {name: (_WRITTEN[_type_of(v)][0], located[name].shape) for name, v in sorted(weights.items())},
+            lambda name: _converted(name, located[name], _type_of(weights[name])),
+        )
+        entries = read_header(folder / file_name)
+        places = {n: TensorLocation(folder / file_name, *entries[n]) for n in weights}
+    for name, value in weights.items():
+        place = places[name]
+        value.const_value = ir.ExternalTensor(
+            place.file.name, place.start, place.end - place.start, _type_of(value),
+            shape=ir.Shape(place.shape), name=name, base_dir=folder,
+        )  # fmt: skip
+    return tuple(sorted({place.file.name for place in places.values()}))
+
+
+def _type_of(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None  # the tracer types every weight
+    return value.dtype
+
+
+def copy_file(source: Path, target: Path) -> None:
+    """Copy bytes within the kernel, sharing blocks where the file system can; a link's content, not the link."""
+    with source.open("rb") as src, target.open("wb") as dst:
+        left = os.fstat(src.fileno()).st_size
+        try:
+            while left > 0 and (done := os.copy_file_range(src.fileno(), dst.fileno(), min(left, 1 << 30))) > 0:
+                left -= done
+        except (OSError, AttributeError) as error:
+            if getattr(error, "errno", None) in _FATAL:
+                raise
+            src.seek(0)
+            dst.seek(0)
+            dst.truncate()
+            shutil.copyfileobj(src, dst, 1 << 20)
+
+
+_FATAL: Final = frozenset({28, 122, 27, 5})  # no space, quota, file too large, input/output: trying again cannot help
+
+
+def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterator[bytes]:
+    """Yield a stored tensor's bytes in the wanted type, a chunk at a time."""
+    stored = _STORED.get(place.dtype)
+    if stored is None:
+        raise CheckpointError(
+            f"tensor {name!r} in {place.file.name} is stored as {place.dtype}; weights must be one of {', '.join(_STORED)}"
+        )
+    target = _WRITTEN[wanted][1]
+    raw = np.memmap(place.file, mode="r", dtype=stored, offset=place.start, shape=(math.prod(place.shape),))
+    for begin in range(0, raw.size, CHUNK):
+        part: Array = np.asarray(raw[begin : begin + CHUNK])
+        if place.dtype == "BF16":
+            part = (part.astype(np.uint32) << 16).view("<f4")
+        with np.errstate(over="ignore"):
+            out = part.astype(target)
+        if wanted == ir.DataType.FLOAT16 and not np.array_equal(np.isfinite(out), np.isfinite(part)):
+            raise CheckFailed(
+                f"weight {name!r} reaches {float(np.abs(part[np.isfinite(part)]).max()):.3g}, beyond fp16's 65504; "
+                "keep --precision fp32"
+            )
+        yield out.tobytes()
+
+
+def write_safetensors(
+    path: Path, entries: Mapping[str, tuple[str, Sequence[int]]], content: Callable[[str], Iterator[bytes]]
+) -> None:
+    """Write a safetensors file by streaming.
+
+    Args:
+        path: file to write.
+        entries: tensor name -> (type in the format's words, shape); written in this order.
+        content: gives a tensor's bytes in pieces.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    for name, (dtype, shape) in entries.items():
+        size = math.prod(shape) * np.dtype(_STORED[dtype]).itemsize
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
+        position += size
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in entries:
+            for piece in content(name):
+                file.write(piece)
+
+
+def random_weights(path: Path, shapes: Mapping[str, Sequence[int]], spread: float, seed: int = 0) -> None:
+    """Write random weights as training would begin with them: norms one and zero, biases zero, the rest normal.
+
+    Args:
+        path: safetensors file to write, fp32.
+        shapes: weight name -> shape.
+        spread: standard deviation of the normal weights.
+        seed: the same seed gives the same bytes.
+    """
+    generator = np.random.Generator(np.random.Philox(seed))
+
+    def content(name: str) -> Iterator[bytes]:
+        left = math.prod(shapes[name])
+        while left > 0:
+            count = min(left, CHUNK)
+            left -= count
+            if name.endswith("LayerNorm.weight"):
+                part: Array = np.ones(count, "<f4")
+            elif name.endswith("bias"):
+                part = np.zeros(count, "<f4")
+            else:
+                part = generator.standard_normal(count, np.float32) * np.float32(spread)
+            yield part.astype("<f4").tobytes()
+
+    write_safetensors(path, {name: ("F32", shape) for name, shape in sorted(shapes.items())}, content)

@@ -1,0 +1,139 @@
+"""Publish a folder whole or not at all: built beside its target under a lock, flushed, and swapped in one step."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from pinnace.errors import MachineError, UsageError
+from pinnace.spec import MANIFEST_NAME, FileFact
+
+_RENAME_EXCHANGE: Final = 2  # renameat2(2): both names swap in one step
+_AT_FDCWD: Final = -100
+
+
+@contextlib.contextmanager
+def publishing(target: Path) -> Iterator[Path]:
+    """Give a scratch folder that becomes ``target`` when the block ends well, and vanishes when it does not.
+
+    Args:
+        target: the bundle's folder; an older bundle there is replaced, any other content is refused.
+
+    Raises:
+        UsageError: ``target`` is a file, or a folder that holds something other than a bundle.
+        MachineError: another process holds the target, or the disk is full or read-only.
+    """
+    target = target.absolute()
+    _refuse_foreign(target)
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with _locked(target):
+            for left in target.parent.glob(f".{target.name}.partial-*"):
+                shutil.rmtree(left, ignore_errors=True)
+            scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
+            scratch.chmod(0o755)
+            yield scratch
+            _flush(scratch)
+            _swap_in(scratch, target)
+    except OSError as error:
+        if isinstance(error, MachineError):
+            raise
+        raise _machine_error(error, target) from None
+    finally:
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_foreign(target: Path) -> None:
+    if target.is_symlink() or target.exists():
+        if not target.is_dir():
+            raise UsageError(f"{target} is not a folder; give another -o")
+        if any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
+            raise UsageError(f"{target} exists and is not a bundle of Pinnace, so it is not replaced; give another -o")
+
+
+@contextlib.contextmanager
+def _locked(target: Path) -> Iterator[None]:
+    path = target.parent / f".{target.name}.lock"
+    with path.open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            raise MachineError(f"{target} is being written by {holder}; wait for it or give another -o") from None
+        file.truncate(0)
+        file.write(f"process {os.getpid()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            # Removed while still held, so that whoever waits next makes a new file rather than locking a ghost.
+            path.unlink(missing_ok=True)
+
+
+def _flush(folder: Path) -> None:
+    for path in sorted(folder.rglob("*")):
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _swap_in(scratch: Path, target: Path) -> None:
+    """Put the new folder in place; where an old one stands, exchange them in one system call."""
+    if not target.exists():
+        scratch.rename(target)
+    elif not _exchange(scratch, target):
+        aside = scratch.with_name(scratch.name + ".old")
+        target.rename(aside)
+        scratch.rename(target)
+        shutil.rmtree(aside, ignore_errors=True)
+    _fsync(target.parent)
+
+
+def _exchange(one: Path, two: Path) -> bool:
+    """Swap two folders atomically; false where the system or file system cannot."""
+    rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if rename is None:
+        return False
+    return bool(rename(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(two), _RENAME_EXCHANGE) == 0)
+
+
+def _machine_error(error: OSError, target: Path) -> MachineError:
+    remedies = {
+        errno.ENOSPC: "free some space or give another -o",
+        errno.EDQUOT: "the quota is used up; give another -o",
+        errno.EFBIG: "a limit on file sizes (ulimit -f) is too low for the weights",
+        errno.EROFS: "the file system is read-only; give another -o",
+        errno.EACCES: "this user may not write there; give another -o",
+    }
+    remedy = remedies.get(error.errno or 0, "give another -o")
+    return MachineError(f"cannot write {target}: {error.strerror or error}; nothing was changed. Remedy: {remedy}")
+
+
+def file_facts(folder: Path) -> dict[str, FileFact]:
+    """Size and SHA-256 of every file of a folder but the manifest, by name relative to it."""
+    facts = {}
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        name = path.relative_to(folder).as_posix()
+        if name != MANIFEST_NAME:
+            with path.open("rb") as file:
+                facts[name] = FileFact(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return facts
