@@ -28,6 +28,9 @@ DEFAULT_TOKENS = {
 }  # fmt: skip
 
 
+INPUT_NAMES = ("input_ids", "token_type_ids", "attention_mask")
+
+
 class Source(NamedTuple):
     """What a folder or file of a tokenizer holds, opened; a tokenizer takes it over."""
 
@@ -60,6 +63,8 @@ class BertTokenizer(Tokenizer):
 
     Source: ``transformers.BertTokenizer`` of the transformers 5.0 documentation.
     """
+
+    _input_names = INPUT_NAMES
 
     def __init__(
         self,

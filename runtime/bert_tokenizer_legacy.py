@@ -16,7 +16,7 @@ import tokenizers
 from tokenizers import models
 
 from pinnace.errors import BundleError, UsageError
-from pinnace.runtime.bert_tokenizer import BertTokenizer
+from pinnace.runtime.bert_tokenizer import INPUT_NAMES, BertTokenizer
 from pinnace.runtime.tokenizer_base import Tokenizer
 from pinnace.runtime.tokenizer_files import SPECIAL_TOKENS, TokenizerSettings, guarded, read_vocabulary
 from pinnace.runtime.tokenizer_rows import Plan, Text
@@ -110,6 +110,7 @@ class BertTokenizerLegacy(Tokenizer):
 
     is_fast = False
     _plan_type = LegacyPlan
+    _input_names = INPUT_NAMES
     _default_framing = BertTokenizer._default_framing
 
     def __init__(
@@ -210,12 +211,12 @@ class BertTokenizerLegacy(Tokenizer):
             start = end
         return pieces if start == len(word) else [str(self.unk_token)]
 
-    def _encode_bare(self, texts: list[Text], split: bool) -> list[tokenizers.Encoding]:
+    def _encode_bare(self, texts: list[Text], split: bool, as_partner: bool = False) -> list[tokenizers.Encoding]:
         words = [
             self._tokenize(text) if isinstance(text, str) else [t for word in text for t in self._tokenize(word)]
             for text in texts
         ]
-        return super()._encode_bare(list[Text](words), split=True)
+        return super()._encode_bare(list[Text](words), True, as_partner)
 
     def _id_token(self, number: int) -> str | None:
         return super()._id_token(number) or self.unk_token

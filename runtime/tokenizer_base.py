@@ -42,6 +42,7 @@ class Tokenizer(SpecialTokens):
     """Offsets and word numbers are known."""
 
     _plan_type = Plan
+    _input_names: tuple[str, ...] = ("input_ids", "attention_mask")
 
     def __init__(self, backend: tokenizers.Tokenizer, settings: TokenizerSettings | None = None) -> None:
         settings = settings or TokenizerSettings()
@@ -51,7 +52,7 @@ class Tokenizer(SpecialTokens):
         self.truncation_side = settings.truncation_side
         self.pad_token_type_id = settings.pad_token_type_id
         self.clean_up_tokenization_spaces = settings.clean_up_tokenization_spaces
-        self.model_input_names = list(settings.model_input_names)
+        self.model_input_names = list(settings.model_input_names or self._input_names)
         self._kept = dict(settings.kept)
         with guarded(BundleError, "tokenizer"):
             backend.no_padding()
@@ -124,7 +125,7 @@ class Tokenizer(SpecialTokens):
         if return_offsets_mapping and not self.is_fast:
             raise InputError("return_offsets_mapping: the legacy tokenizer keeps no offsets; use BertTokenizer.")
         rows, batched = make_rows(text, text_pair, is_split_into_words, empty_pair_counts=not self.is_fast)
-        encodings = self._encode_rows(rows, is_split_into_words, add_special_tokens, plan)
+        encodings = self._encode_rows(rows, is_split_into_words, add_special_tokens, plan, return_overflowing_tokens)
         families = [[row, *row.overflowing] if return_overflowing_tokens else [row] for row in encodings]
         flat = [encoding for family in families for encoding in family]
         data: dict[str, Any] = {"input_ids": [encoding.ids for encoding in flat]}
@@ -147,7 +148,9 @@ class Tokenizer(SpecialTokens):
     def _wanted(self, name: str, asked: bool | None) -> bool:
         return name in self.model_input_names if asked is None else asked
 
-    def _encode_rows(self, rows: Sequence[Row], split: bool, framed: bool, plan: Plan) -> list[tokenizers.Encoding]:
+    def _encode_rows(
+        self, rows: Sequence[Row], split: bool, framed: bool, plan: Plan, overflowing: bool
+    ) -> list[tokenizers.Encoding]:
         seconds = [second for _, second in rows if second is not None]
         bare = self._encode_bare([*(first for first, _ in rows), *seconds], split)
         partners = iter(bare[len(rows) :])
@@ -156,12 +159,16 @@ class Tokenizer(SpecialTokens):
             for (_, second), first_encoding in zip(rows, bare, strict=False):
                 partner = None if second is None else next(partners)
                 added = self.num_special_tokens_to_add(partner is not None) if framed else 0
-                plan.truncate(first_encoding, partner, added)
+                kept = plan.keep(len(first_encoding), None if partner is None else len(partner), added)
+                if second is not None and partner is not None and overflowing and kept[1] < len(partner):
+                    # Framing gives types to what is kept; what is cut off must bring its own.
+                    partner = self._encode_bare([second], split, as_partner=True)[0]
+                for encoding, length in zip((first_encoding, partner), kept, strict=True):
+                    if encoding is not None and length < len(encoding):
+                        encoding.truncate(length, stride=plan.stride, direction=plan.truncation_side)
                 encodings.append(self._framer.post_process(first_encoding, partner, framed))
             if plan.padding:
-                length = plan.max_length if plan.padding == "max_length" else max(map(len, encodings))
-                multiple = plan.multiple or 1
-                length = -(-(length or 0) // multiple) * multiple
+                length = plan.padded_length(max(map(len, encodings)))
                 for encoding in encodings:
                     encoding.pad(
                         length, direction=plan.padding_side, pad_id=self.pad_token_id,
@@ -169,11 +176,13 @@ class Tokenizer(SpecialTokens):
                     )  # fmt: skip
         return encodings
 
-    def _encode_bare(self, texts: list[Text], split: bool) -> list[tokenizers.Encoding]:
-        """Encode texts on their own, without special tokens, padding or truncation."""
+    def _encode_bare(self, texts: list[Text], split: bool, as_partner: bool = False) -> list[tokenizers.Encoding]:
+        """Encode texts on their own, without special tokens, padding or truncation; partners with type 1."""
+        nothing: Text = [] if split else ""
+        inputs = [(nothing, text) for text in texts] if as_partner else texts
         try:
             with guarded(InputError, "text"):
-                return list(self._backend.encode_batch(texts, is_pretokenized=split, add_special_tokens=False))
+                return list(self._backend.encode_batch(inputs, is_pretokenized=split, add_special_tokens=False))
         except InputError:
             explain_refusal(texts)
             raise

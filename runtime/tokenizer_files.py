@@ -68,6 +68,7 @@ class TokenizerSettings:
         extra_special_tokens: further tokens that count as special.
         added_tokens: tokens to add when the vocabulary lacks them, in the order of their ids.
         model_max_length: longest row the model takes, in tokens.
+        model_input_names: what a call returns by default; None for what the class returns.
         kept: keys that only ``save_pretrained`` needs.
     """
 
@@ -80,7 +81,7 @@ class TokenizerSettings:
     pad_token_type_id: int = 0
     clean_up_tokenization_spaces: bool = False
     split_special_tokens: bool = False
-    model_input_names: tuple[str, ...] = ("input_ids", "token_type_ids", "attention_mask")
+    model_input_names: tuple[str, ...] | None = None
     kept: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -167,7 +168,7 @@ def parse_settings(config: Mapping[str, Any]) -> TokenizerSettings:
         isinstance(decoder, Mapping) and all(str(number).isdecimal() for number in decoder),
         "added_tokens_decoder", decoder, "an object from ids to tokens",
     )  # fmt: skip
-    names = config.get("model_input_names") or TokenizerSettings.model_input_names
+    names = config.get("model_input_names") or ()
     _expect(
         isinstance(names, (list, tuple)) and all(isinstance(name, str) for name in names),
         "model_input_names", names, "a list of names",
@@ -192,7 +193,7 @@ def parse_settings(config: Mapping[str, Any]) -> TokenizerSettings:
         pad_token_type_id=type_id,
         clean_up_tokenization_spaces=bool(config.get("clean_up_tokenization_spaces", False)),
         split_special_tokens=bool(config.get("split_special_tokens", False)),
-        model_input_names=tuple(names),
+        model_input_names=tuple(names) or None,
         kept={key: config[key] for key in _KEPT if key in config},
     )
 

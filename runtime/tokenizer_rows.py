@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-import tokenizers
-
 from pinnace.errors import InputError, unknown_word
 from pinnace.runtime.tokenizer_files import MAX_TEXT_CHARS, UNLIMITED
 
@@ -52,54 +50,55 @@ class Plan:
             short, long = room // 2, room - room // 2
         return (long, short) if first > second else (short, long)
 
-    def truncate(self, first: tokenizers.Encoding, second: tokenizers.Encoding | None, added: int) -> None:
-        """Cut the two texts of a row in place; what is cut off goes to their ``overflowing``.
+    def padded_length(self, longest: int) -> int:
+        """The length of padded rows, of which the longest has ``longest`` tokens."""
+        length = longest if self.padding == "longest" or self.max_length is None else self.max_length
+        return length if self.multiple is None else -(-length // self.multiple) * self.multiple
+
+    def keep(self, first: int, second: int | None, added: int) -> tuple[int, int]:
+        """How many tokens of the two texts of a row to keep.
 
         Args:
-            first: the text, without special tokens.
-            second: its partner, if any.
+            first: tokens of the text, without special tokens.
+            second: tokens of its partner, or None.
             added: how many special tokens the row will get.
 
         Raises:
             InputError: the row cannot be cut to the length in the way that is asked for.
         """
+        whole = first, second or 0
         if self.truncation is None or self.max_length is None:
-            return
+            return whole
         room = self.max_length - added
         if room < 0 or (room and self.stride >= room):
             raise InputError(
                 f"max_length: got {self.max_length} with stride {self.stride} and {added} special tokens, "
                 f"expected more than {added + self.stride}.\n  Raise max_length or lower stride."
             )
-        lengths = len(first), 0 if second is None else len(second)
-        excess = sum(lengths) - room
+        excess = sum(whole) - room
         if excess <= 0:
-            return
-        if room == 0:
-            keep = 0, 0
-        elif self.truncation == "longest_first":
-            keep = self.shares(*lengths, room) if second is not None else (room, 0)
-        elif self.truncation == "only_first":
-            keep = lengths[0] - excess, lengths[1]
-        else:
-            keep = lengths[0], lengths[1] - excess
-        for encoding, length, wanted in zip((first, second), lengths, keep, strict=True):
-            if encoding is None or wanted >= length:
-                continue
-            # Longest-first may leave nothing of a text; a cut of one named text must leave something of it.
-            least = 0 if self.truncation == "longest_first" or room == 0 else 1
-            if wanted < least or 0 < wanted <= self.stride:
-                raise InputError(
-                    f"truncation {self.truncation!r}: got texts of {lengths[0]} and {lengths[1]} tokens, which leave "
-                    f"{wanted} tokens of a text to keep within max_length {self.max_length}, expected more than stride "
-                    f"{self.stride}.\n  Raise max_length, lower stride or pass truncation='longest_first'."
-                )
-            encoding.truncate(wanted, stride=self.stride, direction=self.truncation_side)
-        if keep[1] < 0:
+            return whole
+        if self.truncation == "only_second" and second is None:
             raise InputError(
-                f"truncation 'only_second': got one text of {lengths[0]} tokens and no second text, expected a pair.\n"
+                f"truncation 'only_second': got a text of {first} tokens and no second text, expected a pair.\n"
                 "  Pass text_pair, or truncation='longest_first'."
             )
+        if room == 0:
+            return 0, 0
+        if self.truncation == "longest_first":
+            kept = (room, 0) if second is None else self.shares(*whole, room)
+        else:
+            kept = (first - excess, whole[1]) if self.truncation == "only_first" else (first, whole[1] - excess)
+        # Longest-first may leave nothing of a text; a cut of one named text must leave something of it.
+        least = 0 if self.truncation == "longest_first" else 1
+        for length, wanted in zip(whole, kept, strict=True):
+            if wanted < length and (wanted < least or 0 < wanted <= self.stride):
+                raise InputError(
+                    f"truncation {self.truncation!r}: got texts of {whole[0]} and {whole[1]} tokens, which leave "
+                    f"{wanted} tokens of one to keep within max_length {self.max_length}, expected more than stride "
+                    f"{self.stride}.\n  Raise max_length, lower stride or pass truncation='longest_first'."
+                )
+        return kept
 
 
 def make_plan(
