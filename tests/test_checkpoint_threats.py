@@ -1,0 +1,347 @@
+"""Checkpoints from strangers: pickles, links, headers, indexes and configurations that mean harm, and damaged files."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import resource
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file, save_file
+
+from pinnace.errors import CheckpointError, MachineError, MissingExtra
+from pinnace.models import pickles, tensor_files
+from pinnace.models.bert import BertModel
+from pinnace.models.bert_config import BertConfig
+from pinnace.models.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+
+from .bert_oracle import SMALL
+
+torch.set_num_threads(1)
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    folder = tmp_path / "single"
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    folder = tmp_path / "sharded"
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder, max_shard_size=3000)
+    return folder
+
+
+def _index(folder: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads((folder / INDEX_NAME).read_text())
+    return content
+
+
+# -- 1: pickles --------------------------------------------------------------------------------------------------------
+
+
+class _Touch:
+    """A pickle that writes a file when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (os.mkdir, (str(self.path),))
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth", "last.ckpt", "weights.pkl"])
+def test_pickles_are_refused_and_the_safe_form_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(pickle.dumps(_Touch(tmp_path / "ran")))
+    with pytest.raises(CheckpointError) as caught:
+        Checkpoint.open(tmp_path)
+    for words in (name, SINGLE_NAME, "--allow-pickle", "2.10"):
+        assert words in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "last.ckpt"])
+@pytest.mark.parametrize("form", ["bare", "zip"])
+def test_code_in_a_pickle_never_runs_even_when_allowed(name: str, form: str, tmp_path: Path) -> None:
+    harm = {"weight": _Touch(tmp_path / "ran")}
+    if form == "zip":
+        torch.save(harm, tmp_path / name)
+    else:
+        (tmp_path / name).write_bytes(pickle.dumps(harm))
+    with pytest.raises(CheckpointError, match="cannot be read as plain weights"):
+        Checkpoint.open(tmp_path, allow_pickle=True)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize("wrapper", [None, "state_dict"])
+def test_an_allowed_pickle_of_plain_weights_becomes_safetensors(single: Path, wrapper: str | None) -> None:
+    weights = load_file(single / SINGLE_NAME)
+    expected = BertModel.from_pretrained(single).state_dict()
+    (single / SINGLE_NAME).unlink()
+    halves = [dict(list(weights.items())[:5]), dict(list(weights.items())[5:])]
+    # A transposed view: a pickle keeps strides, the format does not.
+    halves[0] = {n: t.T.contiguous().T if t.ndim == 2 else t for n, t in halves[0].items()}
+    for number, half in enumerate(halves, 1):
+        torch.save({wrapper: half} if wrapper else half, single / f"pytorch_model-{number:05d}-of-00002.bin")
+    with pytest.raises(CheckpointError, match="pickle"):
+        BertModel.from_pretrained(single)
+    loaded = BertModel.from_pretrained(single, allow_pickle=True).state_dict()
+    assert all(torch.equal(loaded[name], expected[name]) for name in expected)
+    checkpoint = Checkpoint.open(single, allow_pickle=True)
+    temporary = checkpoint.files[0].parent
+    assert temporary.is_dir()
+    assert single not in temporary.parents
+    del checkpoint
+    assert not temporary.exists()
+
+
+def test_safetensors_win_over_a_pickle_beside_them(single: Path) -> None:
+    (single / "pytorch_model.bin").write_bytes(pickle.dumps(_Touch(single / "ran")))
+    assert Checkpoint.open(single, allow_pickle=True).files == (single / SINGLE_NAME,)
+    assert not (single / "ran").exists()
+
+
+@pytest.mark.parametrize("version", ["2.9.1+cpu", "1.13", "unknown"])
+def test_an_older_pytorch_may_not_read_pickles(version: str, tmp_path: Path) -> None:
+    with pytest.raises(MissingExtra, match=r"torch 2\.10 or newer; this is"):
+        pickles.converted([tmp_path / "pytorch_model.bin"], torch_version=version)
+
+
+@pytest.mark.parametrize("content", [[1, 2], {"a": 1}, {1: torch.ones(2)}, torch.ones(3)])
+def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> None:
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match="dictionary of tensors"):
+        Checkpoint.open(tmp_path, allow_pickle=True)
+
+
+# -- 4: the cache of the Hub -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+def test_a_snapshot_made_of_links_loads(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    source: Path = request.getfixturevalue(kind)
+    expected = BertModel.from_pretrained(source).state_dict()
+    repository = tmp_path / "models--someone--something"
+    snapshot = repository / "snapshots" / ("a1" * 20)
+    snapshot.mkdir(parents=True)
+    (repository / "blobs").mkdir()
+    for number, file in enumerate(sorted(source.iterdir())):
+        shutil.move(file, repository / "blobs" / f"{number:064x}")
+        (snapshot / file.name).symlink_to(f"../../blobs/{number:064x}")
+    model = BertModel.from_pretrained(snapshot)
+    assert model.load_report is not None
+    assert model.load_report.revision == "a1" * 20
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.state_dict().items())
+
+
+def test_a_broken_link_is_named(single: Path) -> None:
+    (single / SINGLE_NAME).unlink()
+    (single / SINGLE_NAME).symlink_to("../../blobs/gone")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        Checkpoint.open(single)
+
+
+# -- 5: headers --------------------------------------------------------------------------------------------------------
+
+
+def _bloated() -> bytes:
+    rows = (b'"%d":{"dtype":"F32","shape":[0],"data_offsets":[0,0]}' % n for n in range(280_000))
+    text = b"{" + b",".join(rows) + b"}"
+    return len(text).to_bytes(8, "little") + text
+
+
+HEADERS: dict[str, Callable[[], bytes]] = {
+    "length-2^63": lambda: (2**63).to_bytes(8, "little") + b"{}",
+    "length-over-limit": lambda: (17 << 20).to_bytes(8, "little") + b" " * (17 << 20),
+    "many-empty-tensors": _bloated,
+    "deep": lambda: (200_000).to_bytes(8, "little") + b'{"a":' + b"[" * 199_995,
+    "empty": lambda: b"",
+    "not-a-tensor-file": lambda: b"<html>404</html>",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_bad_headers_are_refused_in_bounded_time_and_memory(name: str, tmp_path: Path) -> None:
+    (tmp_path / SINGLE_NAME).write_bytes(HEADERS[name]())
+    code = """
+        import sys, time
+        from pinnace.errors import CheckpointError
+        from pinnace.models.checkpoint import Checkpoint
+        began = time.perf_counter()
+        try:
+            Checkpoint.open(sys.argv[1])
+        except CheckpointError as error:
+            print(error)
+        else:
+            sys.exit("was accepted")
+        if time.perf_counter() - began > 1:
+            sys.exit("took too long")
+    """
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_AS, (1 << 29, 1 << 29))
+
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code), str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True, timeout=20, preexec_fn=limit, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert SINGLE_NAME in done.stdout
+
+
+# -- 6: shard indexes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "shard",
+    [
+        "../outside.safetensors", "/etc/passwd", "nested/model.safetensors", "model.safetensors/..",
+        "..\\x.safetensors", "x.safetensors\x00", "x.safetensors\n",
+        "model.bin", "", "café.safetensors", ".safetensors/x.safetensors",
+    ],
+)  # fmt: skip
+def test_a_shard_outside_the_folder_is_refused(shard: str, sharded: Path) -> None:
+    shutil.copy(sharded / _index(sharded)["weight_map"]["pooler.dense.bias"], sharded.parent / "outside.safetensors")
+    index = _index(sharded)
+    index["weight_map"]["pooler.dense.bias"] = shard
+    (sharded / INDEX_NAME).write_text(json.dumps(index))
+    with pytest.raises(CheckpointError, match="names the file"):
+        Checkpoint.open(sharded)
+
+
+def test_a_shard_that_is_not_there_is_named(sharded: Path) -> None:
+    gone = sorted(sharded.glob("model-*.safetensors"))[1]
+    gone.unlink()
+    with pytest.raises(CheckpointError, match=f"names {gone.name}, which is not in the folder"):
+        Checkpoint.open(sharded)
+
+
+def test_an_index_that_disagrees_with_its_shards_is_refused(sharded: Path) -> None:
+    true = _index(sharded)
+    first, last = sorted(set(true["weight_map"].values()))[:: len(set(true["weight_map"].values())) - 1]
+    for name, shard in (("pooler.dense.bias", first), ("never.stored", last)):
+        changed = {**true, "weight_map": {**true["weight_map"], name: shard}}
+        (sharded / INDEX_NAME).write_text(json.dumps(changed))
+        with pytest.raises(CheckpointError, match=f"disagrees with its shards on 1 weight: '{name}'"):
+            Checkpoint.open(sharded)
+    del true["weight_map"]["pooler.dense.bias"]
+    (sharded / INDEX_NAME).write_text(json.dumps(true))
+    with pytest.raises(CheckpointError, match="in no file says the index"):
+        Checkpoint.open(sharded)
+
+
+def test_a_weight_in_two_shards_is_refused(sharded: Path) -> None:
+    shards = sorted(sharded.glob("model-*.safetensors"))
+    save_file({**load_file(shards[0]), **load_file(shards[1])}, shards[0])
+    with pytest.raises(CheckpointError, match="is both in"):
+        Checkpoint.open(sharded)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "", "[]", "{}", '{"weight_map": []}', '{"weight_map": {}}', '{"weight_map": {"a": 1}}', "[" * 200_000,
+        '{"weight_map": {"a": "\\ud800.safetensors"}}', '{"weight_map": {"a": "' + "x" * 300 + '.safetensors"}}',
+    ],
+)  # fmt: skip
+def test_an_index_that_is_none_is_refused(text: str, tmp_path: Path) -> None:
+    (tmp_path / INDEX_NAME).write_text(text)
+    with pytest.raises(CheckpointError, match=r"index\.json"):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_huge_index_is_not_parsed(tmp_path: Path) -> None:
+    with (tmp_path / INDEX_NAME).open("wb") as file:
+        file.truncate(17 << 20)
+    with pytest.raises(CheckpointError, match="larger than"):
+        Checkpoint.open(tmp_path)
+
+
+# -- 7: configurations -------------------------------------------------------------------------------------------------
+
+
+def test_code_beside_a_checkpoint_never_runs(single: Path) -> None:
+    config = json.loads((single / "config.json").read_text())
+    config["auto_map"] = {"AutoModel": "evil.Model", "AutoConfig": "evil.Config"}
+    (single / "config.json").write_text(json.dumps(config))
+    (single / "evil.py").write_text(
+        f"import os\nos.mkdir({str(single / 'ran')!r})\nclass Model: pass\nConfig = Model\n"
+    )
+    assert isinstance(BertModel.from_pretrained(single), BertModel)
+    assert not (single / "ran").exists()
+    assert "evil" not in sys.modules
+
+
+# -- damage, and what a failed save leaves behind ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_a_file_that_is_cut_off_is_named(kind: str, keep: int, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    victim = sorted(folder.glob("*.safetensors"))[-1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:keep])
+    with pytest.raises(CheckpointError, match=victim.name):
+        BertModel.from_pretrained(folder)
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_named(single: Path) -> None:
+    place = max(Checkpoint.open(single).tensors.values(), key=lambda each: each.end)
+    content = (single / SINGLE_NAME).read_bytes()
+    (single / SINGLE_NAME).write_bytes(content[:-8])
+    with pytest.raises(CheckpointError, match="cut off: 8 bytes are missing"):
+        tensor_files.read_tensor(place)
+
+
+@pytest.mark.parametrize("content", [{}, {"README.md": "# hello"}])
+def test_a_folder_without_weights_says_what_it_has(content: dict[str, str], tmp_path: Path) -> None:
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors") as caught:
+        Checkpoint.open(tmp_path)
+    assert next(iter(content), "nothing") in str(caught.value)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        Checkpoint.open(tmp_path / "absent")
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = BertModel.from_pretrained(single).state_dict()
+    before = sorted(path.name for path in single.iterdir())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for size in ("5GB", 3000):
+        with pytest.raises(MachineError, match="No space left on device"):
+            BertModel(BertConfig(**SMALL)).save_pretrained(single, max_shard_size=size)
+    assert sorted(path.name for path in single.iterdir()) == before
+    new = BertModel.from_pretrained(single).state_dict()
+    assert all(torch.equal(new[name], old[name]) for name in old)
+
+
+def test_a_save_into_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot make the folder"):
+        BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path / "file")
+
+
+def test_saved_files_have_the_rights_of_ordinary_files(single: Path) -> None:
+    (single / "ordinary").write_text("")
+    ordinary = (single / "ordinary").stat().st_mode
+    assert {path.stat().st_mode for path in single.iterdir()} == {ordinary}
+    assert transformers.BertModel.from_pretrained(single).num_parameters() > 0

@@ -1,0 +1,71 @@
+"""The table of architectures: complete, in step with the tasks, and free of PyTorch until a head is asked for."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import transformers
+
+from pinnace.errors import ConfigError, UsageError
+from pinnace.models.auto_config import config_class
+from pinnace.models.hub import hub_id
+from pinnace.models.modeling import PreTrainedModel
+from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry, head_class, supported
+from pinnace.spec import TASK_ALIASES
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize(("arch", "head"), [pytest.param(*pair, id=pair[1]) for pair in supported()])
+def test_every_head_is_a_model_of_its_configuration(arch: Arch, head: str) -> None:
+    model = head_class(arch, head)
+    assert model.__name__ == head
+    assert issubclass(model, PreTrainedModel)
+    assert model.config_class is arch.config_class()
+    assert model.name_rules is arch.names
+    assert hasattr(transformers, head)
+
+
+@pytest.mark.parametrize("name", ARCHS)
+def test_every_architecture_has_a_checkpoint_for_every_task_it_serves(name: str) -> None:
+    arch = arch_named(name)
+    assert arch.name == name
+    assert config_class(name) is arch.config_class()
+    assert set(arch.catalog) <= set(TASK_ALIASES)
+    for task in arch.catalog:
+        entry = catalog_entry(arch, task)
+        assert "/" in hub_id(entry.repository)
+        assert arch.config_class()(**entry.config)
+
+
+def test_bert_serves_every_task() -> None:
+    assert set(ARCHS["bert"].catalog) == set(TASK_ALIASES)
+
+
+def test_an_architecture_is_found_by_its_configuration() -> None:
+    assert arch_of({"model_type": "bert", "hidden_size": 3}) is ARCHS["bert"]
+    with pytest.raises(UsageError, match=r"unknown architecture 'brt'. Did you mean 'bert'\?"):
+        arch_of({"model_type": "brt"})
+    for nothing in ({}, {"model_type": 3}, {"model_type": ""}):
+        with pytest.raises(ConfigError, match=r"no model_type; expected one of: .*bert"):
+            arch_of(nothing)
+
+
+def test_unknown_words_name_the_nearest() -> None:
+    with pytest.raises(UsageError, match="Did you mean 'BertForQuestionAnswering'"):
+        head_class(ARCHS["bert"], "BertForQuestionAnswer")
+    with pytest.raises(UsageError, match="the catalog has no bert for 'translation'"):
+        catalog_entry(ARCHS["bert"], "translation")
+
+
+def test_looking_things_up_needs_no_pytorch() -> None:
+    code = (
+        "import sys; from pinnace.models import registry, checkpoint, checkpoint_names, hub; "
+        "arch = registry.arch_of({'model_type': 'bert'}); arch.config_class()(); list(registry.supported()); "
+        "bad = {'torch', 'transformers', 'onnx'} & set(sys.modules); sys.exit(f'imported {bad}' if bad else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
