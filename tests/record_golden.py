@@ -73,7 +73,7 @@ def record(name: str, cases: list[dict[str, Any]]) -> None:
 
 
 def make_tiny_checkpoints() -> None:
-    """Save one random checkpoint for each head: 2 layers, hidden 16, a cut vocabulary; large weights, varied answers."""
+    """Save one random checkpoint for each head: 2 layers, hidden 16, a cut vocabulary, large weights."""
     words = (DATA / "bert-glossary-qa" / "vocab.txt").read_text(encoding="utf-8").split("\n")[:VOCABULARY_SIZE]
     for seed, (name, (architecture, extra)) in enumerate(TINY.items()):
         folder = DATA / name
@@ -207,15 +207,21 @@ def question_answering() -> list[dict[str, Any]]:
     def pick(rows: list[dict[str, Any]]) -> list[dict[str, str]]:
         return [{"question": row["question"], "context": row["context"]} for row in rows]
 
+    partition = (
+        "\u6771\u4eac bulkhead\uff1a\u5206\u9694\u8239 \U0001f600 a partition \U0001f6a2 of ships\u3002\u4eac\u90fd."
+    )
+    restaurant = (
+        "Caf\u00e9: a small re\u0301staurant, na\u00efve\u200b and \u0130stanbul\u2019s co\u00f6p. "
+        "The word bar means a counter\u0000 where one drinks."
+    )
+    lengthy = "What is " + "a very long question about the word tea " * 12 + "?"
     odd = [
-        {"question": "What is bulkhead?", "context": "\u6771\u4eac bulkhead\uff1a\u5206\u9694\u8239 \U0001f600 a partition "
-         "\U0001f6a2 of ships\u3002\u4eac\u90fd."},
-        {"question": "What does caf\u00e9 mean?", "context": "Caf\u00e9: a small re\u0301staurant, na\u00efve\u200b and "
-         "\u0130stanbul\u2019s co\u00f6p. The word bar means a counter\u0000 where one drinks."},
+        {"question": "What is bulkhead?", "context": partition},
+        {"question": "What does caf\u00e9 mean?", "context": restaurant},
         {"question": "Who?", "context": "Anna"},
         {"question": "\U0001f600\U0001f600", "context": "  spaces \n\t and\r\nlines  about the word tea: a drink  "},
-        {"question": "What is " + "a very long question about the word tea " * 12 + "?", "context": pick(short)[3]["context"]},
-    ]  # fmt: skip
+        {"question": lengthy, "context": pick(short)[3]["context"]},
+    ]
     pipeline, name = pipe("question-answering", "bert-glossary-qa"), "bert-glossary-qa"
     runs: list[tuple[list[dict[str, str]], dict[str, Any]]] = [
         (pick(short[:20]), {}),
@@ -245,7 +251,8 @@ def token_classification() -> list[dict[str, Any]]:
     odd = [
         "",
         "\u6771\u4eac bulkhead\uff1a\u5206\u9694\u8239 \U0001f600 a partition \U0001f6a2 of ships\u3002",
-        "Caf\u00e9: a small re\u0301staurant na\u00efve\u200b \u0130stanbul\u2019s co\u00f6p.  The word bar\u0000 means a counter",
+        "Caf\u00e9: a small re\u0301staurant na\u00efve\u200b \u0130stanbul\u2019s co\u00f6p.  "
+        "The word bar\u0000 means a counter",
         "fjordish-megaplankton: an overgrowing undersea pseudomorphological wanderers' thing; "
         "unhyphenated counterrevolutionary [MASK] means [SEP] an odd one",
     ]
@@ -261,8 +268,8 @@ def token_classification() -> list[dict[str, Any]]:
     words = ["bar", ":", "a", "counter", "where", "drinks", "are", "served"]
     result += cases(
         pipeline, name,
-        [(words, {"is_split_into_words": True}),
-         (words, {"is_split_into_words": True, "delimiter": "--", "aggregation_strategy": "first"})],
+        [([words], {"is_split_into_words": True}),
+         ([words], {"is_split_into_words": True, "delimiter": "--", "aggregation_strategy": "first"})],
     )  # fmt: skip
     result += cases(pipeline, name, [(long, {})])
     return result

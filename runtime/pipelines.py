@@ -1,0 +1,67 @@
+"""The table of pipelines: which class answers a task. A new task is one row here and one file beside it."""
+
+from __future__ import annotations
+
+import importlib
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.errors import unknown_word
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.pipeline_base import Pipeline
+from pinnace.spec import canonical_task
+
+# Modules are named rather than imported: a process reads the code of its own task only.
+PIPELINES: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "feature-extraction": "pinnace.runtime.feature_extraction:FeatureExtractionPipeline",
+        "fill-mask": "pinnace.runtime.fill_mask:FillMaskPipeline",
+        "question-answering": "pinnace.runtime.question_answering:QuestionAnsweringPipeline",
+        "token-classification": "pinnace.runtime.token_classification:TokenClassificationPipeline",
+        "text-classification": "pinnace.runtime.text_classification:TextClassificationPipeline",
+        "text-ranking": "pinnace.runtime.text_ranking:TextRankingPipeline",
+        "zero-shot-classification": "pinnace.runtime.zero_shot:ZeroShotClassificationPipeline",
+        "multiple-choice": "pinnace.runtime.multiple_choice:MultipleChoicePipeline",
+        "next-sentence-prediction": "pinnace.runtime.next_sentence:NextSentencePipeline",
+        "pretraining": "pinnace.runtime.pretraining:PretrainingPipeline",
+    }
+)
+
+
+def pipeline(
+    task: str,
+    bundle: str | Path | Bundle,
+    precision: str | None = None,
+    device: str = "cpu",
+    threads: int | None = None,
+    batch_tokens: int | None = None,
+    verify: bool = True,
+) -> Pipeline[Any]:
+    """Open a bundle for a task: text in, answers out.
+
+    Args:
+        task: a task's name or alias, as ``"question-answering"`` or ``"qa"``.
+        bundle: folder of a bundle, or an opened bundle.
+        precision: the variant to run, as ``"int8"``; None takes the bundle's default.
+        device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
+        threads: threads of one run; None takes what the machine grants this process.
+        batch_tokens: most tokens in a batch, padding counted; None takes what fits the processor's cache.
+        verify: check the bundle's files against their hashes.
+
+    Returns:
+        A callable: one input gives one result, a list gives a list, an iterator gives an iterator.
+
+    Raises:
+        UsageError: an unknown task or precision, or a bundle for another task.
+        BundleError: no bundle, or a damaged one.
+    """
+    name = canonical_task(task)
+    if name not in PIPELINES:
+        raise unknown_word("pipeline", task, PIPELINES)
+    module, _, kind = PIPELINES[name].partition(":")
+    made: Pipeline[Any] = getattr(importlib.import_module(module), kind)(
+        bundle, precision=precision, device=device, threads=threads, batch_tokens=batch_tokens, verify=verify
+    )
+    return made

