@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -128,6 +130,19 @@ def make_bundle(
         write_golden(folder)
     write_manifest(folder)
     return folder
+
+
+def hub_tree(folder: Path, target: Path) -> Path:
+    """Lay a bundle out as the Hub's cache does, names in a snapshot and contents in blobs, and return the snapshot."""
+    repository = target / "models--someone--tiny"
+    snapshot = repository / "snapshots" / ("0" * 40)
+    (repository / "blobs").mkdir(parents=True)
+    snapshot.mkdir(parents=True)
+    for index, path in enumerate(sorted(folder.iterdir())):
+        blob = repository / "blobs" / f"{index:040x}"
+        shutil.copy(path, blob)
+        (snapshot / path.name).symlink_to(os.path.relpath(blob, snapshot))
+    return snapshot
 
 
 def write_golden(folder: Path) -> None:

@@ -1,0 +1,60 @@
+"""Batches: every row once, within the budget, little padding, the same each time."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pinnace.errors import UsageError
+from pinnace.runtime import threads
+from pinnace.runtime.batching import default_token_budget, pad_rows, plan_batches
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(0, 600), max_size=80), st.integers(1, 2000), st.none() | st.integers(1, 9))
+def test_every_row_once_and_within_the_budget(lengths: list[int], budget: int, rows: int | None) -> None:
+    batches = plan_batches(lengths, token_budget=budget, max_rows=rows)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert 1 <= len(batch) <= (rows or len(batch))
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+    assert batches == plan_batches(lengths, token_budget=budget, max_rows=rows)
+
+
+def test_sorting_saves_padding() -> None:
+    lengths = [128, 8] * 32
+    padded = sum(len(batch) * max(lengths[i] for i in batch) for batch in plan_batches(lengths, token_budget=512))
+    assert padded <= 1.1 * sum(lengths)
+
+
+def test_impossible_budgets() -> None:
+    with pytest.raises(UsageError, match="token_budget is 0"):
+        plan_batches([1], token_budget=0)
+    with pytest.raises(UsageError, match="max_rows 0"):
+        plan_batches([1], token_budget=1, max_rows=0)
+
+
+def test_budget_fits_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PINNACE_BATCH_TOKENS", raising=False)
+    monkeypatch.setattr(threads, "cache_per_core", lambda: 4 << 20)
+    assert default_token_budget(384) == 640
+    monkeypatch.setattr(threads, "cache_per_core", lambda: 200 << 20)
+    assert default_token_budget(384) == 640
+    monkeypatch.setattr(threads, "cache_per_core", lambda: 1 << 20)
+    assert default_token_budget(384) == 128
+    monkeypatch.setattr(threads, "cache_per_core", lambda: None)
+    assert default_token_budget(8) == 4096
+    monkeypatch.setenv("PINNACE_BATCH_TOKENS", "77")
+    assert default_token_budget(384) == 77
+    monkeypatch.setenv("PINNACE_BATCH_TOKENS", "lots")
+    with pytest.raises(UsageError, match="lots"):
+        default_token_budget(384)
+
+
+def test_padding() -> None:
+    padded = pad_rows([[1, 2, 3], [4], []], 9)
+    assert padded.dtype == np.int64
+    assert padded.tolist() == [[1, 2, 3], [4, 9, 9], [9, 9, 9]]
+    assert pad_rows([], 0).shape == (0, 0)
