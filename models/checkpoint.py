@@ -25,6 +25,9 @@ MAX_INDEX_BYTES: Final = 16 * 1024 * 1024
 MAX_SHARDS: Final = 10_000
 _SHARD_NAME: Final = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# The pickles that hold a model's weights; beside them lie those of the trainer: optimizer.pt, training_args.bin, ...
+_MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+_FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _SHOWN: Final = 20
 
 
@@ -119,7 +122,7 @@ class Checkpoint:
             checkpoint = cls.of_files(folder, tuple(folder / name for name in sorted(set(index.values()))))
             _check_index(index, checkpoint)
             return checkpoint
-        pickles = tuple(sorted(path for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES))
+        pickles = _pickles(folder)
         if pickles and allow_pickle:
             from pinnace.models.pickles import converted
 
@@ -159,7 +162,7 @@ class Checkpoint:
             tied: the configuration's ``tie_word_embeddings``.
 
         Raises:
-            CheckpointError: two stored names mean the same weight.
+            CheckpointError: two stored names mean the same weight, or a weight is not of a floating-point type.
         """
         stored = self._by_canonical_name(rules)
         own = {name: next((s for s in rules.spellings(name) if s in stored), None) for name in needed}
@@ -173,6 +176,11 @@ class Checkpoint:
                 missing.append(name)
                 continue
             place = self.tensors[stored[canonical]]
+            if place.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{place.file} holds {stored[canonical]!r} as {place.dtype}, expected one of {', '.join(_FLOATS)}; "
+                    "a checkpoint quantized by another tool cannot be used: start from the original one"
+                )
             used.add(canonical)
             if place.shape == tuple(shape):
                 bound[name] = place
@@ -196,6 +204,13 @@ class Checkpoint:
                 raise CheckpointError(f"{self.folder}: {name!r} and {result[canonical]!r} are the same weight")
             result[canonical] = name
         return result
+
+
+def _pickles(folder: Path) -> tuple[Path, ...]:
+    """The pickle files of a folder: the model's own where their names say so, else all."""
+    found = sorted(path for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
+    named = [path for path in found if _MODEL_PICKLE.fullmatch(path.name)]
+    return tuple(named or found)
 
 
 def _shared(name: str, rules: NameRules, stored: Mapping[str, str], tied: bool) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import pytest
@@ -49,6 +50,27 @@ def test_every_output_is_that_of_transformers(head: str, config: str) -> None:
     with torch.no_grad():
         bare = {"input_ids": given["input_ids"]}
         assert_same(ours(**bare), theirs(**bare))
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_shapes(seed: int) -> None:
+    chance = random.Random(seed)
+    heads, size = chance.choice([1, 2, 3, 5, 7]), chance.choice([1, 2, 3, 5, 8])
+    settings: dict[str, Any] = {
+        "vocab_size": chance.randint(5, 60), "num_attention_heads": heads, "hidden_size": heads * size,
+        "num_hidden_layers": chance.randint(1, 4), "intermediate_size": chance.randint(1, 40),
+        "max_position_embeddings": chance.randint(9, 30), "type_vocab_size": chance.randint(1, 4),
+        "hidden_act": chance.choice(activation_names.ACTIVATIONS), "layer_norm_eps": chance.choice([1e-12, 1e-5, 1e-2]),
+        "num_labels": 2, "is_decoder": chance.random() < 0.2,
+    }  # fmt: skip
+    head = chance.choice(HEADS)
+    theirs, ours = pair(head, **settings)
+    given = text_inputs(
+        head, chance.choice([1, 3]), chance.randint(4, 9), padding=chance.choice(["left", "right"]),
+        types=settings["type_vocab_size"], vocabulary=settings["vocab_size"],
+    )  # fmt: skip
+    with torch.no_grad():
+        assert_same(ours(**given, output_hidden_states=True), theirs(**given, output_hidden_states=True), atol=2e-5)
 
 
 @pytest.mark.parametrize("head", [head for head in HEADS if head != "BertModel"])

