@@ -33,7 +33,10 @@ _VALUE_REMEDIES: Final[Mapping[str, str]] = types.MappingProxyType(
     }
 )
 # A cache may be empty; everything else has at least one of each.
-_MAY_BE_ZERO: Final = "past"
+_MAY_BE_ZERO: Final = "past_sequence"
+# Keys and values after a run are the past ones and the new ones, unless they share a buffer that is larger than both.
+_TOTAL: Final = "total_sequence"
+_TOTAL_PARTS: Final = ("past_sequence", "sequence")
 
 
 def check_inputs(
@@ -59,7 +62,8 @@ def check_inputs(
     sizes: dict[str, tuple[int, str]] = {}
     for name, spec in specs.items():
         _check_shape(spec, arrays[name].shape, sizes)
-    _check_sums(specs, arrays, sizes)
+    if manifest.cache is None or not manifest.cache.in_place:
+        _check_total(sizes)
     _check_length(specs, arrays, manifest.limits)
     _check_memory(manifest.outputs, arrays, sizes, memory)
     ready = {name: _cast(name, array, dtypes[name]) for name, array in arrays.items()}
@@ -71,18 +75,13 @@ def check_inputs(
 
 def example_inputs(manifest: Manifest, dtypes: Mapping[str, str]) -> dict[str, Array]:
     """Return the smallest inputs that the model takes: one row of a few tokens, an empty cache."""
-    sizes = {"batch": 1, "sequence": min(8, manifest.limits.sequence)}
-
-    def size(dim: int | str) -> int:
-        if isinstance(dim, int):
-            return dim
-        return sum(0 if part.startswith(_MAY_BE_ZERO) else sizes.get(part, 2) for part in _parts(dim))
-
-    fill = {"attention_mask": 1}
-    return {
-        spec.name: np.full(tuple(map(size, spec.shape)), fill.get(spec.name, 0), dtypes[spec.name])
-        for spec in manifest.inputs
-    }
+    tokens = min(8, manifest.limits.sequence)
+    sizes = {"batch": 1, "sequence": tokens, _MAY_BE_ZERO: 0, _TOTAL: tokens}
+    arrays = {}
+    for spec in manifest.inputs:
+        shape = [dim if isinstance(dim, int) else sizes.get(dim, 2) for dim in spec.shape]
+        arrays[spec.name] = np.full(shape, 1 if spec.name == "attention_mask" else 0, dtypes[spec.name])
+    return arrays
 
 
 def _check_names(specs: Mapping[str, TensorSpec], given: Mapping[str, Any]) -> None:
@@ -123,26 +122,23 @@ def _check_shape(spec: TensorSpec, shape: tuple[int, ...], sizes: dict[str, tupl
             if got != dim:
                 raise InputError(f"{spec.name} has shape {_show(shape)}; expected {_show(spec.shape)}")
             continue
-        if got == 0 and not dim.startswith(_MAY_BE_ZERO):
+        if got == 0 and dim != _MAY_BE_ZERO:
             raise InputError(f"{spec.name} has shape {_show(shape)}: {dim} is 0; send at least one")
         known, where = sizes.setdefault(dim, (got, spec.name))
         if known != got:
             raise InputError(f"{dim} is {got} in {spec.name} and {known} in {where}; they must be equal")
 
 
-def _check_sums(
-    specs: Mapping[str, TensorSpec], arrays: Mapping[str, Array], sizes: Mapping[str, tuple[int, str]]
-) -> None:
-    """Check sizes such as ``past+sequence`` against their parts."""
-    for name, spec in specs.items():
-        for got, dim in zip(arrays[name].shape, spec.shape, strict=True):
-            parts = _parts(dim) if isinstance(dim, str) else []
-            if len(parts) > 1 and all(part in sizes for part in parts):
-                expected = sum(sizes[part][0] for part in parts)
-                if got != expected:
-                    raise InputError(
-                        f"{name} has shape {_show(arrays[name].shape)}: {dim} is {got}, expected {expected}"
-                    )
+def _check_total(sizes: Mapping[str, tuple[int, str]]) -> None:
+    if not {_TOTAL, *_TOTAL_PARTS} <= set(sizes):
+        return
+    total, name = sizes[_TOTAL]
+    past, new = (sizes[part][0] for part in _TOTAL_PARTS)
+    if total != past + new:
+        raise InputError(
+            f"{name} covers {total} positions, expected {past + new}: {past} in the cache and {new} new. "
+            "It must speak of the cached tokens too"
+        )
 
 
 def _check_length(specs: Mapping[str, TensorSpec], arrays: Mapping[str, Array], limits: Limits) -> None:
@@ -194,10 +190,6 @@ def _check_values(name: str, array: Array, limit: int) -> None:
         raise InputError(
             f"{name}{place} is {int(array[tuple(wrong)])}; expected 0 to {limit - 1:,}. {_VALUE_REMEDIES[name]}"
         )
-
-
-def _parts(dim: str) -> list[str]:
-    return [part.strip() for part in dim.split("+")]
 
 
 def _show(shape: Sequence[int | str]) -> str:

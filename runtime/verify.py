@@ -144,7 +144,8 @@ def _numbers(bundle: Bundle, precision: str, device: str, threads: int | None) -
         raise BundleError(f"the manifest lists no {GOLDEN_NAME}, so its numbers cannot be checked; export it again")
     cases = golden.read_golden(bundle.path / GOLDEN_NAME)
     session = Session(bundle, precision, device=device, threads=threads)
-    ok, detail = golden.compare(session, cases)
-    if not ok:
-        raise CheckFailed(f"{bundle.variant(precision).graph} does not give the reference's numbers: {detail}")
-    return detail
+    try:
+        return golden.check_numbers(session, cases)
+    except CheckFailed as error:
+        graph = bundle.variant(precision).graph
+        raise CheckFailed(f"{graph} does not give the reference's numbers: {error}") from None
