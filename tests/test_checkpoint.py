@@ -120,6 +120,15 @@ def test_a_missing_head_is_an_error_that_lists_it(tmp_path: Path) -> None:
     assert fresh(**text_inputs("BertForTokenClassification")).logits.isfinite().all()
 
 
+def test_a_fresh_word_head_starts_without_bias(tmp_path: Path) -> None:
+    fresh = BertForMaskedLM.from_pretrained(_folder(tmp_path, _weights("BertModel")), init_missing=True)
+    head = fresh.cls.predictions
+    assert not head.bias.any()
+    assert head.decoder.bias is head.bias
+    assert head.decoder.weight is fresh.get_input_embeddings().weight
+    assert torch.equal(head.transform.LayerNorm.weight, torch.ones(12))
+
+
 def test_a_missing_pooler_is_an_error_unless_it_is_not_wanted(tmp_path: Path) -> None:
     folder = _folder(tmp_path, _weights("BertForTokenClassification"))
     with pytest.raises(CheckpointError, match=r"pooler\.dense\.weight"):
