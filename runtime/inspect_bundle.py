@@ -14,7 +14,7 @@ from pinnace.runtime import hygiene, integrity
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.onnx_graph import GraphModel
 from pinnace.runtime.onnx_reader import read_graph
-from pinnace.runtime.verify import read_certificate
+from pinnace.runtime.verify import certificate_summary, read_certificate
 from pinnace.spec import CERTIFICATE_NAME, TensorSpec, Variant
 
 _LAYER: Final = re.compile(r"(.*?[./](?:layers?|blocks?|h)[./])(\d+)(?=/|$)")
@@ -122,20 +122,21 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
 
 
 def _certificate(bundle: Bundle) -> dict[str, Any]:
-    """Return the certificate's plain values; its absence or damage in words, which `verify` makes an error."""
+    """Return the certificate's verdicts; its absence or damage in words, which `verify` makes an error."""
     if CERTIFICATE_NAME not in bundle.manifest.files:
         return {"state": "missing"}
     try:
         data = read_certificate(bundle)
     except BundleError as error:
         return {"state": str(error)}
-    return {key: value for key, value in data.items() if isinstance(value, str | int | float | bool)}
+    oracle = data.get("oracle")
+    return {**({"compared with": oracle} if isinstance(oracle, str) else {}), **certificate_summary(data)}
 
 
 def _variant_lines(name: str, variant: Mapping[str, Any]) -> Iterable[str]:
     degraded = ", DEGRADED" if variant["degraded"] else ""
     files = ", ".join(f"{file} {_size(size)}" for file, size in variant["files"].items())
-    yield f"{name}: target {variant['target']}, opset {variant['opset']}, {variant['parameters']:,} numbers{degraded}"
+    yield f"{name}: target {variant['target']}, opset {variant['opset']}, {variant['parameters']:,} weights{degraded}"
     yield f"  {files}"
     if variant["islands"]:
         yield f"  in fp32: {', '.join(variant['islands'])}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -113,10 +113,10 @@ def _certificate(bundle: Bundle) -> str:
     for key, expected in _shared_facts(bundle.manifest).items():
         if key in data and data[key] != expected:
             raise BundleError(f"{CERTIFICATE_NAME} is of another bundle: {key} is {data[key]!r}, expected {expected!r}")
-    variants = data.get("variants", {})
-    if isinstance(variants, dict) and (unknown := sorted(set(variants) ^ set(bundle.manifest.variants))):
+    summary = certificate_summary(data)
+    if unknown := sorted(set(summary) ^ set(bundle.manifest.variants)):
         raise BundleError(f"{CERTIFICATE_NAME} and the manifest disagree on the variant {unknown[0]!r}")
-    return f"{CERTIFICATE_NAME} speaks of {', '.join(bundle.manifest.variants)}"
+    return "; ".join(f"{precision} {words}" for precision, words in summary.items())
 
 
 def read_certificate(bundle: Bundle) -> dict[str, Any]:
@@ -133,6 +133,28 @@ def read_certificate(bundle: Bundle) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise BundleError(f"{CERTIFICATE_NAME} must be an object, got {type(data).__name__}")
     return data
+
+
+def certificate_summary(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return, for each variant that a certificate speaks of, its verdict in words.
+
+    Args:
+        data: from `read_certificate`.
+    """
+    variants = data.get("variants")
+    summary = {}
+    for precision, record in variants.items() if isinstance(variants, dict) else ():
+        facts = record if isinstance(record, dict) else {}
+        words = str(facts.get("verdict", "without a verdict"))
+        if isinstance(facts.get("cases"), list):
+            words += f" in {len(facts['cases'])} cases"
+        found = facts.get("outputs")
+        gaps = {k: v.get("max_abs") for k, v in found.items() if isinstance(v, dict)} if isinstance(found, dict) else {}
+        if numbers := {name: gap for name, gap in gaps.items() if isinstance(gap, int | float)}:
+            worst = max(numbers, key=lambda name: numbers[name])
+            words += f", largest difference {numbers[worst]:.3g} ({worst})"
+        summary[str(precision)] = words
+    return summary
 
 
 def _shared_facts(manifest: Manifest) -> dict[str, str]:

@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.session import load
 from pinnace.runtime.verify import verify_bundle
-from tests.tiny_bundle import example, expected, file_facts, hub_tree, make_bundle, write_manifest
+from tests.tiny_bundle import HIDDEN, example, expected, file_facts, hub_tree, make_bundle, write_manifest
 
 # Loads a bundle and runs it; a typed error is its exit code and text, anything else a traceback and 99.
 CHILD = """
@@ -26,7 +26,7 @@ resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from pinnace.errors import PinnaceError
 try:
     from pinnace.runtime.session import load
-    from tests.tiny_bundle import example
+    from tests.tiny_bundle import HIDDEN, example
     load(sys.argv[1], threads=1).run(example(1, 3), timeout=5)
 except PinnaceError as error:
     print(type(error).__name__, error)
@@ -155,6 +155,28 @@ def test_a_hub_cache_tree_runs_and_verifies(tmp_path: Path, monkeypatch: pytest.
     assert Bundle.open(snapshot).config()["model_type"] == "bert"
 
 
+def test_one_large_run_gives_its_memory_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    wide = numpy_helper.from_array(np.ones((HIDDEN, 2048), np.float32))
+    tall = numpy_helper.from_array(np.ones((2048, HIDDEN), np.float32))
+    nodes = [
+        helper.make_node("Constant", [], ["wide"], "/wide", value=wide),
+        helper.make_node("Constant", [], ["tall"], "/tall", value=tall),
+        helper.make_node("MatMul", ["encoded", "wide"], ["large"], "/up"),
+        helper.make_node("Sigmoid", ["large"], ["between"], "/between"),
+        helper.make_node("MatMul", ["between", "tall"], ["last_hidden_state"], "/down"),
+    ]
+    session = load(make_bundle(tmp_path / "b", nodes=nodes), threads=1)
+    session.run(example(2, 16))
+    before = resident()
+    session.run(example(1024, 16))  # at least 128 MiB of activations
+    assert resident() < before + (48 << 20)
+
+
+def resident() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
 def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     session = load(make_bundle(tmp_path / "b"), threads=1)
@@ -164,9 +186,6 @@ def test_memory_stays_flat(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
         for _ in range(count):
             rows, tokens = int(generator.integers(1, 64)), int(generator.integers(1, 17))
             session.run(example(rows, tokens), timeout=30 if rows < 4 else None)
-
-    def resident() -> int:
-        return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
     requests(1000)
     warm = resident()

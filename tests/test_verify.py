@@ -16,7 +16,7 @@ from pinnace.errors import BundleError, UsageError
 from pinnace.runtime import doctor, ort, threads
 from pinnace.runtime.golden import MAX_BYTES, read_golden
 from pinnace.runtime.inspect_bundle import describe, render
-from pinnace.runtime.verify import VerifyReport, verify_bundle
+from pinnace.runtime.verify import VerifyReport, certificate_summary, verify_bundle
 from pinnace.safetensors_header import read_header
 from tests.tiny_bundle import make_bundle, write_golden, write_manifest
 
@@ -40,6 +40,7 @@ def test_a_whole_bundle_passes(folder: Path) -> None:
     assert report.ok and report.exit_code == 0
     names = ["files", "graph fp32", "weights model.safetensors", "certificate", "numbers fp32"]
     assert [check.name for check in report.checks] == names
+    assert report.checks[3].detail == "fp32 passed in 1 cases"
     assert json.loads(json.dumps(report.to_dict()))["checks"][4]["detail"].startswith("2 cases")
 
 
@@ -106,6 +107,7 @@ def test_other_weights_with_a_fitting_manifest(folder: Path) -> None:
         ("[1]", "must be an object"),
         ('{"head": "BertForMaskedLM"}', "head is 'BertForMaskedLM', expected 'BertModel'"),
         ('{"variants": {"int8": {}}}', "disagree on the variant"),
+        ('{"variants": []}', "disagree on the variant"),
     ],
 )
 def test_a_certificate_of_something_else(folder: Path, text: str, word: str) -> None:
@@ -224,6 +226,14 @@ def test_equal_layers_are_one_line(folder: Path) -> None:
     assert "DEGRADED" in picture and "in fp32: pooler" in picture
     (folder / "certificate.json").write_text("{")
     assert "not readable JSON" in describe(folder)["certificate"]["state"]
+
+
+def test_certificates_in_words() -> None:
+    outputs = {"logits": {"max_abs": 2e-6}, "other": {"max_abs": 5e-6}, "odd": 3}
+    record = {"verdict": "passed", "cases": ["a", "b"], "outputs": outputs}
+    summary = certificate_summary({"variants": {"fp32": record, "fp16": {"verdict": "not validated"}, "int8": 5}})
+    assert summary["fp32"] == "passed in 2 cases, largest difference 5e-06 (other)"
+    assert (summary["fp16"], summary["int8"]) == ("not validated", "without a verdict")
 
 
 def test_goldens_may_be_recorded_again(folder: Path) -> None:

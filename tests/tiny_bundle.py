@@ -125,7 +125,7 @@ def make_bundle(
     (folder / "model.onnx").write_bytes(model.SerializeToString(deterministic=True))
     (folder / "config.json").write_text('{"model_type": "bert", "hidden_size": 4}')
     (folder / "README.md").write_text("# tiny\n")
-    (folder / "certificate.json").write_text('{"variants": {"fp32": {"passed": true}}}')
+    (folder / "certificate.json").write_text('{"variants": {"fp32": {"verdict": "passed", "cases": ["a"]}}}')
     if golden:
         write_golden(folder)
     write_manifest(folder)
