@@ -1,7 +1,12 @@
-"""From a checkpoint to a verified bundle: trace, lower, bind weights, validate, publish."""
+"""From a checkpoint to a verified bundle: trace, lower, bind weights, validate, publish.
+
+The module itself can be called: ``pinnace.export("bert", task="qa")`` is ``pinnace.export.export("bert", task="qa")``.
+"""
 
 from __future__ import annotations
 
+import sys
+import types
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -25,3 +30,14 @@ def export(model: str, **options: Any) -> Exported:
             raise MissingExtra("export", "exporting") from None
         raise
     return builder.export(model, **options)
+
+
+class ExportModule(types.ModuleType):
+    """This module's type: a module that exports when it is called, so that its name serves as the command's."""
+
+    def __call__(self, model: str, **options: Any) -> Exported:
+        """Export a checkpoint; see `pinnace.export.builder.export`."""
+        return export(model, **options)
+
+
+sys.modules[__name__].__class__ = ExportModule

@@ -1,0 +1,8 @@
+"""``python -m pinnace``: the command line."""
+
+import sys
+
+from pinnace.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

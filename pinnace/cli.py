@@ -1,0 +1,138 @@
+"""The command line: finds the command, runs it, and turns every error into a line and an exit code."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace import __version__
+from pinnace.cli_commands import COMMANDS
+from pinnace.cli_flags import ON, help_text, read_arguments
+from pinnace.cli_output import Console
+from pinnace.errors import MachineError, PinnaceError, unknown_word
+
+INTERRUPTED: Final = 130
+_MEMORY_WORDS: Final = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: arguments without the program's name; None takes those of the process.
+
+    Returns:
+        The exit code: 0 done, 1 a check failed, 2 usage, 3 bad checkpoint or bundle, 4 a missing extra, 5 the machine
+        cannot, 130 interrupted.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    console = Console()
+    console.verbose = _wants_traceback(words)
+    try:
+        return _dispatch(words, console)
+    except PinnaceError as error:
+        console.error(str(error), error)
+        return error.exit_code
+    except BrokenPipeError:
+        # Whoever reads has read enough. What is still buffered must not fail at exit.
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except KeyboardInterrupt:
+        console.error("interrupted")
+        return INTERRUPTED
+    except (SystemExit, GeneratorExit):
+        raise
+    except BaseException as error:  # libraries in Rust raise panics that are no Exception
+        return _unexpected(error, console)
+
+
+def _dispatch(words: list[str], console: Console) -> int:
+    # Flags that all commands share may stand before the command.
+    place = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
+    before, name, rest = words[:place], words[place : place + 1], words[place + 1 :]
+    if "--version" in before:
+        console.result(f"pinnace {__version__}")
+        return 0
+    if name == ["help"]:
+        name, rest = rest[:1], [*rest[1:], "--help"]
+    if not name:
+        unknown = next((word for word in before if word not in ("-h", "--help")), None)
+        if unknown is not None:
+            raise unknown_word("flag", unknown, ["--help", "--version"])
+        console.result(overview())
+        return 0
+    if name[0] not in COMMANDS:
+        raise unknown_word("command", name[0], COMMANDS)
+    command = COMMANDS[name[0]]
+    arguments = read_arguments(command, [*before, *rest], os.environ)
+    if getattr(arguments, "help", False):
+        console.result(help_text(command))
+        return 0
+    console.quiet, console.verbose, console.json = arguments.quiet, arguments.verbose, arguments.json
+    module, _, function = command.run.partition(":")
+    with _own_warnings(console):
+        code: int = getattr(importlib.import_module(module), function)(arguments, console)
+    console.out.flush()
+    return code
+
+
+def overview() -> str:
+    """The help of ``pinnace`` itself."""
+    width = max(map(len, COMMANDS))
+    lines = [
+        "Pinnace carries BERT checkpoints to machines without PyTorch: export, verify, run.",
+        "",
+        "usage: pinnace COMMAND [arguments] [flags]",
+        "",
+        *(f"  {command.name:<{width}}  {command.summary}" for command in COMMANDS.values()),
+        "",
+        "Flags of a command: pinnace COMMAND --help. Version: pinnace --version.",
+        "Start with: pinnace export bert --task qa",
+    ]
+    return "\n".join(lines)
+
+
+def _wants_traceback(words: Sequence[str], environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether a traceback was asked for; an error in the arguments comes before these are read."""
+    flags = words[: words.index("--")] if "--" in words else words
+    return any(word in ("-v", "--verbose") for word in flags) or environ.get("PINNACE_VERBOSE", "").lower() in ON
+
+
+@contextlib.contextmanager
+def _own_warnings(console: Console) -> Iterator[None]:
+    """Print warnings of Pinnace as one line; those of libraries only where ``--verbose`` asks for more."""
+    own = {Path(__file__).parent, *(p.resolve() for p in Path(__file__).parent.iterdir() if p.is_symlink())}
+
+    def show(
+        message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+    ) -> None:
+        if console.verbose or Path(filename).parent in own or Path(filename).parent.parent in own:
+            console.warn(str(message))
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("default", UserWarning)
+        warnings.showwarning = show
+        yield
+
+
+def _unexpected(error: BaseException, console: Console) -> int:
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, MemoryError) or any(word in text.lower() for word in _MEMORY_WORDS):
+        console.error(
+            f"not enough memory: {text or 'the machine gave no more'}. Use a smaller model, or free some", error
+        )
+        return MachineError.exit_code
+    if isinstance(error, OSError) and error.errno is not None:
+        where = f" ({error.filename})" if error.filename else ""
+        console.error(f"the machine refused: {error.strerror}{where}", error)
+        return MachineError.exit_code
+    hint = "" if console.verbose else "\n  This is a fault of Pinnace; -v shows where."
+    console.error(f"unexpected {type(error).__name__}: {text}{hint}", error)
+    return PinnaceError.exit_code

@@ -1,0 +1,154 @@
+"""``pinnace export``: a checkpoint becomes a verified bundle, and what was done is told."""
+
+from __future__ import annotations
+
+import difflib
+import shlex
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from pinnace.cli_inputs import FORMS, near_path
+from pinnace.cli_output import Console, size
+from pinnace.errors import CheckpointError, UsageError
+from pinnace.models.registry import ARCHS
+
+
+def run(arguments: SimpleNamespace, console: Console) -> int:
+    """Export; the flags are those of the command table."""
+    if arguments.task is not None:
+        from pinnace.spec import canonical_task
+
+        canonical_task(arguments.task)  # a wrong word is told before PyTorch is imported
+    from pinnace.export import export
+    from pinnace.models.hub import HubOptions
+
+    console.stage("starting PyTorch")
+    model = arguments.model
+    if model.startswith("~"):
+        model = str(Path(model).expanduser())
+    hub = HubOptions(
+        revision=arguments.revision or "main",
+        cache_dir=arguments.cache_dir,
+        local_files_only=arguments.local_files_only,
+    )
+    try:
+        exported = export(
+            model,
+            task=arguments.task,
+            output=arguments.output,
+            precision=arguments.precision or "fp32",
+            target=arguments.target or "ort",
+            opset=arguments.opset,
+            static=arguments.static,
+            hidden_states=arguments.hidden_states,
+            attentions=arguments.attentions,
+            all_logits=arguments.all_logits,
+            random_weights=arguments.random_weights,
+            config=arguments.config or "",
+            init_missing=arguments.init_missing,
+            allow_pickle=arguments.allow_pickle,
+            layout=arguments.layout or "flat",
+            validate=not arguments.no_validate,
+            hub=hub,
+            subfolder=arguments.subfolder or "",
+            progress=console.stage,
+        )
+    except (CheckpointError, UsageError) as error:
+        if hint := near_model(model):
+            raise type(error)(f"{error}{hint}") from error
+        raise
+    console.clear()
+    _warn(exported, console)
+    if console.json:
+        console.result_json(facts(exported, console.seconds))
+    else:
+        console.result(summary(exported, console.seconds))
+    folder = shlex.quote(str(exported.path))
+    form = FORMS.get(exported.manifest.task)
+    if arguments.no_validate or form is None:
+        console.next(f"pinnace verify {folder}")
+    else:
+        console.next(f"pinnace run {folder} {form.example}")
+    return 0
+
+
+def near_model(model: str) -> str:
+    """A hint at the catalog name or folder that is most like a word which named no model; empty where none is."""
+    if model in ARCHS or Path(model).exists():
+        return ""
+    if near := difflib.get_close_matches(model, ARCHS, n=1, cutoff=0.6):
+        return f"\n  Did you mean the catalog name {near[0]!r}?"
+    return near_path(model).replace(". Did", "\n  Did", 1)
+
+
+def facts(exported: Any, seconds: float) -> dict[str, Any]:
+    """All that an export did, as plain data; sizes in bytes."""
+    manifest, certificate = exported.manifest, exported.certificate
+    return {
+        "path": str(exported.path),
+        "task": manifest.task,
+        "architecture": manifest.architecture,
+        "head": manifest.head,
+        "source": {"name": manifest.source.name, "revision": manifest.source.revision},
+        "bytes": sum(fact.bytes for fact in manifest.files.values()),
+        "variants": {
+            name: {
+                "target": variant.target,
+                "opset": variant.opset,
+                "files": {file: manifest.files[file].bytes for file in (variant.graph, *variant.weights)},
+                "verdict": certificate["variants"][name]["verdict"],
+                "largest_difference": largest_difference(certificate["variants"][name]),
+                "islands": list(variant.islands),
+            }
+            for name, variant in manifest.variants.items()
+        },
+        "unexpected": list(exported.unexpected),
+        "fresh": list(exported.fresh),
+        "certificate": certificate,
+        "seconds": round(seconds, 3),
+    }
+
+
+def largest_difference(check: dict[str, Any]) -> float | None:
+    """The largest difference from PyTorch in any output; None where nothing was compared."""
+    return max((found["max_abs"] for found in check.get("outputs", {}).values()), default=None)
+
+
+def summary(exported: Any, seconds: float) -> str:
+    """What an export did, for a terminal."""
+    told = facts(exported, seconds)
+    source = told["source"]
+    revision = f" @ {source['revision'][:12]}" if source["revision"] else ""
+    lines = [
+        told["path"],
+        f"  {told['head']} for {told['task']}, from {source['name']}{revision}",
+    ]
+    for name, variant in told["variants"].items():
+        files = ", ".join(f"{file} {size(count)}" for file, count in variant["files"].items())
+        lines.append(f"  {name} ({variant['target']}, opset {variant['opset']}): {files}")
+        worst = variant["largest_difference"]
+        cases = len(told["certificate"]["variants"][name].get("cases", ()))
+        shown = "not validated" if worst is None else f"largest difference from PyTorch {worst:.1e} over {cases} cases"
+        lines.append(f"  {' ' * len(name)} {shown}")
+        if variant["islands"]:
+            lines.append(f"  {' ' * len(name)} in fp32: {', '.join(variant['islands'])}")
+    lines.append(f"  {size(told['bytes'])} in all, {seconds:.1f} s")
+    return "\n".join(lines)
+
+
+def _warn(exported: Any, console: Console) -> None:
+    if exported.unexpected:
+        console.warn(
+            f"the model has no place for {len(exported.unexpected)} stored weights: {_few(exported.unexpected)}"
+        )
+    if exported.fresh:
+        console.warn(
+            f"{len(exported.fresh)} weights are random, the checkpoint lacks them: {_few(exported.fresh)}; "
+            "answers mean nothing until it is trained"
+        )
+
+
+def _few(names: tuple[str, ...], most: int = 4) -> str:
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")

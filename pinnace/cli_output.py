@@ -1,0 +1,150 @@
+"""What the command line writes: results on standard output; logs, progress and errors on standard error."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+import traceback
+from collections.abc import Mapping
+from typing import Any, TextIO
+
+from pinnace.errors import NumericalError
+
+_RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
+
+
+class Console:
+    """Standard output and error of one command.
+
+    Args:
+        environ: the environment; ``NO_COLOR``, ``CI`` and ``TERM`` are honoured.
+
+    Attributes:
+        quiet: only results and errors.
+        verbose: logs of every step, and tracebacks.
+        json: results are one JSON object.
+    """
+
+    def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
+        self.quiet = self.verbose = self.json = False
+        self.out: TextIO = sys.stdout
+        self.err: TextIO = sys.stderr
+        for stream in (self.out, self.err):
+            # Names of files may hold bytes that are no text; they must not break a message.
+            if callable(change := getattr(stream, "reconfigure", None)):
+                change(errors="backslashreplace")
+        terminal = self.err.isatty() and environ.get("TERM") != "dumb"
+        self._colour = terminal and not environ.get("NO_COLOR")
+        self._moving = terminal and not environ.get("CI")
+        self._open_line = False
+        self._started = time.monotonic()
+
+    @property
+    def live(self) -> bool:
+        """Whether a line may be written over: on a terminal alone."""
+        return self._moving and not self.quiet
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the command began."""
+        return time.monotonic() - self._started
+
+    def result(self, text: str) -> None:
+        """Print a result."""
+        self.clear()
+        self.out.write(text + "\n")
+
+    def result_json(self, value: Any) -> None:
+        """Print a result as one JSON object."""
+        self.result(self.to_json(value, indent=2))
+
+    def to_json(self, value: Any, indent: int | None = None) -> str:
+        """Serialize a result.
+
+        Raises:
+            NumericalError: it holds NaN or infinity, which JSON does not have.
+        """
+        return to_json(value, indent, ascii_only=not is_utf8(self.out))
+
+    def log(self, text: str) -> None:
+        """Print a line for the reader at the terminal or of a log."""
+        if not self.quiet:
+            self._line(text)
+
+    def detail(self, text: str) -> None:
+        """Print a line that only ``--verbose`` shows."""
+        if self.verbose and not self.quiet:
+            self._line(self._coloured(_DIM, text))
+
+    def stage(self, text: str) -> None:
+        """Say what is done now: one line that is written over on a terminal, a line of a log elsewhere."""
+        if self.live and not self.verbose:
+            self.clear()
+            self.err.write(self._coloured(_DIM, f"{self.seconds:5.1f} s  {text} ..."))
+            self.err.flush()
+            self._open_line = True
+        else:
+            self.log(f"{self.seconds:5.1f} s  {text}")
+
+    def clear(self) -> None:
+        """Wipe the line that `stage` left open."""
+        if self._open_line:
+            self.err.write("\r\x1b[K")
+            self.err.flush()
+            self._open_line = False
+
+    def next(self, command: str, why: str = "") -> None:
+        """Name the next useful command."""
+        self.log(self._coloured(_DIM, f"next{f', {why}' if why else ''}: ") + command)
+
+    def warn(self, text: str) -> None:
+        """Print a warning."""
+        self.log(self._coloured(_YELLOW, "warning: ") + text)
+
+    def error(self, text: str, error: BaseException | None = None) -> None:
+        """Print an error, with its traceback where ``--verbose`` asks for it."""
+        if self.verbose and error is not None:
+            self._line("".join(traceback.format_exception(error)).rstrip())
+        self._line(self._coloured(_RED, "error: ") + text)
+
+    def _line(self, text: str) -> None:
+        self.clear()
+        self.err.write(text + "\n")
+        self.err.flush()
+
+    def _coloured(self, colour: str, text: str) -> str:
+        return f"{colour}{text}{_PLAIN}" if self._colour else text
+
+
+def is_utf8(stream: TextIO) -> bool:
+    """Whether a stream takes every character."""
+    return (stream.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
+
+
+def to_json(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
+    """Serialize numbers, texts, lists, mappings and numpy's arrays.
+
+    Raises:
+        NumericalError: a number is NaN or infinite.
+    """
+    try:
+        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, default=_plain)
+    except ValueError:
+        raise NumericalError("the result holds NaN or infinity, which is no answer and no JSON number") from None
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # numpy's arrays and numbers
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} has no form in JSON")
+
+
+def size(count: float) -> str:
+    """A number of bytes for a reader."""
+    for unit in ("bytes", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    return f"{count:.1f} GB"

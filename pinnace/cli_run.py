@@ -1,0 +1,183 @@
+"""``pinnace run``: a bundle answers one text, or a file of inputs, line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import shlex
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Final, TextIO
+
+from pinnace.cli_inputs import (
+    FORMS,
+    INPUT_FIELDS,
+    Item,
+    flag_of,
+    items_of_lines,
+    one_input,
+    read_labels,
+    shared_options,
+)
+from pinnace.cli_output import Console
+from pinnace.errors import MachineError, UsageError, unknown_word
+from pinnace.spec import canonical_task
+
+# Python's words are understood beside JSON's.
+_PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
+_PROGRESS_STEP: Final = 64
+
+
+def run(arguments: SimpleNamespace, console: Console) -> int:
+    """Answer with a bundle; the flags are those of the command table."""
+    from pinnace.runtime.bundle import Bundle
+    from pinnace.runtime.pipelines import pipeline
+
+    options = read_options(arguments.option or ())
+    bundle = Bundle.open(arguments.bundle, verify=not arguments.no_verify)
+    task = canonical_task(arguments.task or bundle.manifest.task)
+    if task not in FORMS:
+        raise unknown_word("task that answers on the command line", task, FORMS)
+    given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
+    if given["candidate_labels"] is not None:
+        given["candidate_labels"] = read_labels(given["candidate_labels"])
+    text = None if arguments.text == "-" else arguments.text
+    single = one_input(task, text, given)
+    source = arguments.input or ("-" if arguments.text == "-" else None)
+    if single is not None and source is not None:
+        raise UsageError("both one input (TEXT or flags) and lines (--input) are given; give one of them")
+    if single is None and source is None:
+        source = _piped(task)
+    pipe = pipeline(
+        task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
+        batch_tokens=arguments.batch_tokens,
+    )  # fmt: skip
+    console.detail(f"opened {pipe!r} for {task}")
+    if single is not None:
+        results: Iterator[Any] = iter([pipe(single.value, **{**options, **single.options})])
+    else:
+        items = items_of_lines(task, str(source), arguments.lines or "auto", shared_options(task, given))
+        results = _answers(pipe, items, options)
+    facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
+    count = _write(results, facts, arguments.output, console)
+    console.detail(f"{count} answered in {console.seconds:.2f} s")
+    _say_next(arguments, console, lines=single is None)
+    return 0
+
+
+def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Read ``name=value`` pairs (the value as JSON where it is JSON, else a text) and JSON objects.
+
+    Raises:
+        UsageError: another form.
+    """
+    options: dict[str, Any] = {}
+    for pair in said:
+        if pair.lstrip().startswith("{"):
+            try:
+                options |= json.loads(pair)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"--option {pair!r} is not JSON: {error}") from None
+            continue
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--option is {pair!r}; expected name=value, such as top_k=3")
+        options[name.strip().replace("-", "_")] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _piped(task: str) -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            f"nothing to answer: give TEXT, or --input FILE with one input a line.\n"
+            f"  for example: pinnace run BUNDLE {FORMS[task].example}"
+        )
+    return "-"
+
+
+def _answers(pipe: Any, items: Iterator[Item], options: dict[str, Any]) -> Iterator[Any]:
+    """Answer a stream; neighbours with the same options share their batches."""
+    for own, group in itertools.groupby(items, key=lambda item: item.options):
+        yield from pipe(_checked(pipe, group), **{**options, **own})
+
+
+def _checked(pipe: Any, items: Iterator[Item]) -> Iterator[Any]:
+    for item in items:
+        pipe.check_input(item.value, item.place)  # so that the message names the line
+        yield item.value
+
+
+def _write(results: Iterator[Any], facts: dict[str, Any], output: str | None, console: Console) -> int:
+    """Write results as they come: one a line, or inside one object where ``--json`` asks for it."""
+    count = 0
+    watched = console.live and (output is not None or not sys.stdout.isatty())
+    with _destination(output, console) as file:
+        if console.json:
+            file.write(f'{console.to_json(facts)[:-1]}, "results": [')
+        for result in results:
+            line = console.to_json(result)
+            file.write(f"{', ' if count else ''}{line}" if console.json else f"{line}\n")
+            count += 1
+            if watched and count % _PROGRESS_STEP == 0:
+                console.stage(f"{count:,} answered")
+        if console.json:
+            file.write(f'], "count": {count}, "seconds": {console.seconds:.3f}}}\n')
+        file.flush()
+    console.clear()
+    return count
+
+
+@contextlib.contextmanager
+def _destination(output: str | None, console: Console) -> Iterator[TextIO]:
+    """Standard output, or a file that appears whole or not at all."""
+    if output is None or output == "-":
+        yield console.out
+        return
+    target = Path(output)
+    if target.exists() and not target.is_file():
+        if target.is_dir():
+            raise UsageError(f"--output {output} is a folder; give a file")
+        with target.open("w", encoding="utf-8") as file:  # a device or pipe cannot be replaced
+            yield file
+        return
+    try:
+        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
+    except OSError as error:
+        raise UsageError(f"cannot write --output {output}: {error.strerror}") from None
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
+            yield file
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(target)
+    except OSError as error:
+        raise MachineError(f"cannot write {output}: {error.strerror}; nothing was changed") from None
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
+
+
+def _say_next(arguments: SimpleNamespace, console: Console, *, lines: bool) -> None:
+    folder = shlex.quote(str(arguments.bundle))
+    if lines:
+        console.next(f"pinnace inspect {folder}", "see what answered")
+    else:
+        console.next(f"pinnace run {folder} --input FILE.jsonl --output ANSWERS.jsonl", "answer many at once")
