@@ -6,37 +6,23 @@ import ctypes
 import os
 import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
-from pinnace.errors import (
-    BundleError,
-    DeadlineExceeded,
-    MachineError,
-    NumericalError,
-    PinnaceError,
-    UsageError,
-    unknown_word,
-)
-from pinnace.runtime import hygiene, providers, threads
+from pinnace.errors import DeadlineExceeded, NumericalError, UsageError, unknown_word
+from pinnace.runtime import hygiene, threads
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.inputs import Array, check_inputs, example_inputs
+from pinnace.runtime.native import deadline, match_manifest, open_graph, run_error
 from pinnace.runtime.ort import onnxruntime
 from pinnace.runtime.placement import profile_nodes
 from pinnace.spec import TensorSpec
 
-# ONNX Runtime's words for the types that inputs and outputs of a bundle may have.
-_ORT_DTYPES: Final[Mapping[str, str]] = {
-    "tensor(int64)": "int64", "tensor(int32)": "int32", "tensor(bool)": "bool",
-    "tensor(float)": "float32", "tensor(float16)": "float16",
-}  # fmt: skip
 # ONNX Runtime keeps the memory of the largest run for ever; one this large gives it back, at no cost beside its length.
 _SHRINK_TOKENS: Final = 4096
-_FLOATS: Final = ("float32", "float16")
 
 
 class Session:
@@ -145,7 +131,7 @@ class Session:
         options = onnxruntime.RunOptions()
         if max((array.size for array in ready.values() if array.dtype.kind == "i"), default=0) > _SHRINK_TOKENS:
             options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        with _deadline(options, timeout) as expired:
+        with deadline(options, timeout) as expired:
             try:
                 results: list[Array] = native.run(names, ready, options)
             except Exception as error:
@@ -153,7 +139,7 @@ class Session:
                     raise DeadlineExceeded(
                         f"the run was stopped after {timeout:g} s. Allow more time, or send fewer or shorter rows"
                     ) from None
-                raise _run_error(error) from None
+                raise run_error(error) from None
         found = dict(zip(names, results, strict=True))
         if self._settings["check_finite"]:
             self._check_finite(found)
@@ -168,7 +154,7 @@ class Session:
         self._open()
         options = self._options()
         with profile_nodes(options) as nodes:
-            native = _open_native(self.bundle.graph_path(self.precision), options, self.device)
+            native = open_graph(self.bundle.graph_path(self.precision), options, self.device)
             native.run(None, example_inputs(self.bundle.manifest, self._dtypes))
             nodes.read(native.end_profiling())
         return nodes.by_provider
@@ -193,8 +179,8 @@ class Session:
                 if not bundle.verified:
                     graph = bundle.variant(self.precision).graph
                     hygiene.check_graph(bundle.path, graph, bundle.manifest.files)
-                native = _open_native(bundle.graph_path(self.precision), self._options(), self.device)
-                self._dtypes = _match_manifest(bundle, self.precision, native)
+                native = open_graph(bundle.graph_path(self.precision), self._options(), self.device)
+                self._dtypes = match_manifest(bundle, self.precision, native)
                 self._memory = threads.memory_limit()
                 self._bundle, self._native = bundle, native
         return self._native
@@ -267,89 +253,6 @@ def load(
         PinnaceError: as `Bundle.open` and `Session`.
     """
     return Session(Bundle.open(path, verify=verify), precision, device=device, threads=threads)
-
-
-def _open_native(graph: Path, options: onnxruntime.SessionOptions, device: str) -> Any:
-    chosen = providers.providers_for(device)
-    try:
-        # By default ONNX Runtime would go on with the CPU when the asked provider fails.
-        native = onnxruntime.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
-    except Exception as error:
-        if "allocate" in str(error) or isinstance(error, MemoryError):
-            raise MachineError(f"not enough memory to open {graph.name}: {_first_line(error)}") from None
-        if chosen[0][0] != providers.CPU and _is_device_error(str(error)):
-            raise MachineError(f"device {device!r} could not be used: {_first_line(error)}") from None
-        raise BundleError(f"ONNX Runtime cannot open {graph.name} of {graph.parent}: {_first_line(error)}") from None
-    providers.check_provider(device, native.get_providers())
-    return native
-
-
-def _is_device_error(text: str) -> bool:
-    """Whether an error text of ONNX Runtime is about the GPU and not about the graph."""
-    return any(word in text.upper() for word in ("CUDA", "CUDNN", "CUBLAS"))
-
-
-def _match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str]:
-    """Check that the graph has the manifest's inputs and outputs, and return the types of its inputs.
-
-    Float types may differ: one manifest speaks for the fp32 and the fp16 variant.
-    """
-    graph = bundle.variant(precision).graph
-    dtypes: dict[str, str] = {}
-    for kind, specs, values in (
-        ("input", bundle.manifest.inputs, native.get_inputs()),
-        ("output", bundle.manifest.outputs, native.get_outputs()),
-    ):
-        found = {value.name: _ORT_DTYPES.get(value.type, value.type) for value in values}
-        named = {spec.name: spec.dtype for spec in specs}
-        for name in sorted(set(found) ^ set(named)):
-            has, lacks = (graph, "manifest.json") if name in found else ("manifest.json", graph)
-            raise BundleError(f"{bundle.path.name}: {has} has the {kind} {name!r}, {lacks} has not. Export it again")
-        for name, dtype in named.items():
-            if found[name] not in _ORT_DTYPES.values() or not (
-                found[name] == dtype or (found[name] in _FLOATS and dtype in _FLOATS)
-            ):
-                raise BundleError(
-                    f"{graph}: the {kind} {name!r} has the type {found[name]}, manifest.json says {dtype}"
-                )
-        if kind == "input":
-            dtypes = found
-    return dtypes
-
-
-@contextmanager
-def _deadline(options: Any, timeout: float | None) -> Iterator[threading.Event]:
-    """Stop a run when its time is over; the event tells that it was."""
-    expired = threading.Event()
-    if timeout is None:
-        yield expired
-        return
-    if not timeout > 0:
-        raise DeadlineExceeded(f"the time limit of {timeout:g} s was over before the run began")
-
-    def stop() -> None:
-        expired.set()
-        options.terminate = True
-
-    timer = threading.Timer(min(timeout, threading.TIMEOUT_MAX), stop)
-    timer.daemon = True
-    timer.start()
-    try:
-        yield expired
-    finally:
-        timer.cancel()
-
-
-def _run_error(error: Exception) -> PinnaceError:
-    text = str(error)
-    if isinstance(error, MemoryError) or "allocate" in text or "bad_alloc" in text:
-        return MachineError(f"not enough memory for this run: {_first_line(error)}. Send fewer or shorter rows")
-    return BundleError(f"the graph failed on these inputs, though they fit the manifest: {_first_line(error)}")
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    return lines[0][:300]
 
 
 _SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
