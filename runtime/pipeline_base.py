@@ -13,10 +13,11 @@ from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
 
 import numpy as np
 
-from pinnace.errors import InputError, UsageError, unknown_word
+from pinnace.errors import DeadlineExceeded, InputError, UsageError, unknown_word
 from pinnace.runtime.batching import default_token_budget, pad_rows, plan_batches
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.pipeline_checks import Pair, check_count, check_seconds
+from pinnace.runtime.providers import providers_for
 from pinnace.runtime.scores import Array
 from pinnace.runtime.session import Session
 from pinnace.runtime.tokenizer import BatchEncoding, Tokenizer, load_tokenizer
@@ -78,6 +79,7 @@ class Pipeline(abc.ABC, Generic[Options]):
     Raises:
         BundleError: no bundle, or a damaged one.
         UsageError: the bundle is for another task, or has no such precision.
+        MachineError: this machine or this onnxruntime cannot provide the device.
     """
 
     task: ClassVar[str]
@@ -96,6 +98,7 @@ class Pipeline(abc.ABC, Generic[Options]):
     ) -> None:
         check_count("threads", threads)
         check_count("batch_tokens", batch_tokens)
+        providers_for(device)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         if opened.manifest.task not in self.bundle_tasks:
             raise UsageError(
@@ -115,14 +118,16 @@ class Pipeline(abc.ABC, Generic[Options]):
         self._opened: _Opened | None = None
         self._lock = threading.Lock()
 
-    def __call__(self, inputs: Any, **options: Any) -> Any:
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Answer one input, a list of inputs, or lazily any other iterable of inputs.
 
         Raises:
             InputError: an input of the wrong type; the text names its place.
             UsageError: an unknown or unfit option.
         """
-        return self._route(inputs, self._read_options(options))
+        if len(inputs) != 1:
+            raise InputError(f"{self.task} got {len(inputs)} inputs by position, expected one; put many into a list")
+        return self._route(inputs[0], self._read_options(options))
 
     @property
     def manifest(self) -> Manifest:
@@ -212,7 +217,9 @@ class Pipeline(abc.ABC, Generic[Options]):
         for units in plan_batches(heaviest, token_budget=opened.token_budget, max_rows=most):
             places = [unit * width + i for unit in units for i in range(width)]
             feeds = self._feeds([encodings[i] for i in places], width, rows)
-            left = None if until is None else max(until - time.monotonic(), 1e-3)
+            left = None if until is None else until - time.monotonic()
+            if left is not None and left <= 0:
+                raise DeadlineExceeded(f"the call was stopped after its timeout of {options.timeout:g} s; allow more")
             outputs = opened.session.run(feeds, outputs=self.output_names, timeout=left)
             yield places, {name: values[: len(units)] for name, values in outputs.items()}
 
@@ -269,13 +276,14 @@ class Pipeline(abc.ABC, Generic[Options]):
 
     def _open_now(self) -> _Opened:
         arguments, manifest = self._arguments, self.manifest
-        bundle = self._bundle
-        session = Session(bundle, arguments["precision"], device=arguments["device"], threads=arguments["threads"])
-        tokenizer = load_tokenizer(bundle.path)
+        session = Session(
+            self._bundle, arguments["precision"], device=arguments["device"], threads=arguments["threads"]
+        )
+        tokenizer = load_tokenizer(self.path)
         fixed = next(spec.shape[-1] for spec in manifest.inputs if spec.name == "input_ids")
         longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
         longest = min(longest, fixed) if isinstance(fixed, int) else longest
-        budget = arguments["batch_tokens"] or default_token_budget(int(bundle.config().get("hidden_size", 768)))
+        budget = arguments["batch_tokens"] or default_token_budget(int(self._bundle.config().get("hidden_size", 768)))
         numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
         budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
         return _Opened(session, tokenizer, budget, longest)

@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from pinnace.errors import UsageError
 from pinnace.runtime.pipeline_base import CallOptions, Options, Pipeline
 from pinnace.runtime.pipeline_checks import Pair, check_count, check_pair, check_word
 from pinnace.runtime.scores import Array, sigmoid, softmax
@@ -57,7 +56,7 @@ class ClassifierPipeline(Pipeline[Options]):
     def logits(self, pairs: Sequence[Pair], options: Options, **arguments: Any) -> Array:
         """Return the logits of texts or pairs, float32 ``[pairs, labels]``; ``arguments`` are the tokenizer's."""
         encodings = self.encode_pairs(pairs, **arguments)
-        logits = np.empty((len(pairs), max(1, len(self.manifest.labels))), np.float32)
+        logits = np.empty((len(pairs), len(self.manifest.labels)), np.float32)
         for batch, outputs in self.batches(encodings, options):
             logits[batch] = outputs["logits"]
         return logits
@@ -97,7 +96,7 @@ class TextClassificationPipeline(ClassifierPipeline[ClassificationOptions]):
         length = min(self.longest, options.max_length or self.longest)
         logits = self.logits(items, options, truncation=options.truncation, max_length=length)
         scores = FUNCTIONS[(options.function_to_apply or self._default_function()).lower()](logits)
-        labels = self.manifest.labels or ("LABEL_0",)
+        labels = self.manifest.labels
         if options.top_k == "" and not options.return_all_scores:
             best = scores.argmax(-1)
             return [
@@ -120,13 +119,3 @@ class TextClassificationPipeline(ClassifierPipeline[ClassificationOptions]):
         if self.manifest.problem_type == "multi_label_classification" or len(self.manifest.labels) <= 1:
             return "sigmoid"
         return "softmax"
-
-
-def require_labels(labels: Sequence[str], task: str) -> None:
-    """Check that a classifier has labels at all.
-
-    Raises:
-        UsageError: it has none.
-    """
-    if not labels:
-        raise UsageError(f"{task} needs a model with labels, and the bundle has none; export it with its id2label")

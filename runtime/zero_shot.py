@@ -12,7 +12,7 @@ from pinnace.errors import InputError, UsageError
 from pinnace.runtime.pipeline_base import CallOptions
 from pinnace.runtime.pipeline_checks import check_text
 from pinnace.runtime.scores import softmax
-from pinnace.runtime.text_classification import ClassifierPipeline, require_labels
+from pinnace.runtime.text_classification import ClassifierPipeline
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,6 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
 
     def _entailment(self) -> int:
         labels = self.manifest.labels
-        require_labels(labels, self.task)
         for i, label in enumerate(labels):
             if label.lower().startswith("entail"):
                 return i

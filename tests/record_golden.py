@@ -23,7 +23,7 @@ from transformers import BertConfig, BertTokenizerFast
 HERE = Path(__file__).parent
 DATA, GOLDEN = HERE / "data", HERE / "golden"
 VOCABULARY_SIZE = 640
-TINY = {
+TINY: dict[str, tuple[str, dict[str, Any]]] = {
     "tiny-mlm": ("BertForMaskedLM", {}),
     "tiny-classify": ("BertForSequenceClassification", {"id2label": {0: "joy", 1: "anger", 2: "calm"}}),
     "tiny-multilabel": (
@@ -121,7 +121,7 @@ def cases(pipeline: Any, model: str, pairs: list[tuple[Any, dict[str, Any]]]) ->
 
 def fill_mask() -> list[dict[str, Any]]:
     one, two = "The word [MASK] means a color.", "[MASK] plant has [MASK] leaves, it's red ."
-    pairs = [
+    pairs: list[tuple[Any, dict[str, Any]]] = [
         (one, {}),
         (two, {}),
         ([one, two, "[MASK]"], {}),

@@ -58,14 +58,14 @@ def answers_of(open_pipeline: OpenPipeline, name: str, rows: slice) -> tuple[lis
 
 @pytest.mark.parametrize("name", ["qa_dev", "qa_dev_long"])
 def test_questions_of_the_set(open_pipeline: OpenPipeline, name: str) -> None:
-    got, expected = answers_of(open_pipeline, name, slice(0, 40))
+    got, expected = answers_of(open_pipeline, name, slice(0, 15))
     assert [i for i, pair in enumerate(zip(got, expected, strict=True)) if not same(*pair)] == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["qa_dev", "qa_dev_long"])
-def test_questions_of_the_whole_set(open_pipeline: OpenPipeline, name: str) -> None:
-    got, expected = answers_of(open_pipeline, name, slice(None))
+def test_many_questions_of_the_set(open_pipeline: OpenPipeline, name: str) -> None:
+    got, expected = answers_of(open_pipeline, name, slice(15, None, 1 if name == "qa_dev" else 3))
     assert [i for i, pair in enumerate(zip(got, expected, strict=True)) if not same(*pair)] == []
 
 

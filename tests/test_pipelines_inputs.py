@@ -6,6 +6,7 @@ import itertools
 import json
 import pickle
 import threading
+import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from multiprocessing import get_context
@@ -19,7 +20,7 @@ from pinnace.errors import BundleError, DeadlineExceeded, InputError, UsageError
 from pinnace.runtime import pipeline_base
 from pinnace.runtime.pipelines import PIPELINES, pipeline
 from pinnace.spec import TASK_ALIASES
-from tests.conftest import DATA, OpenPipeline, same
+from tests.conftest import DATA, TASKS, OpenPipeline, same
 
 CHOICES = {"prompt": "A plant", "choices": ["has leaves", "is a city"]}
 PAIR = {"text": "A plant", "text_pair": "has leaves"}
@@ -215,6 +216,8 @@ def test_unknown_words(bundle_of: Any, tmp_path: Path) -> None:
         pipeline("question-answer", bundle_of("bert-glossary-qa"))
     with pytest.raises(UsageError, match="precision"):
         pipeline("qa", bundle_of("bert-glossary-qa"), precision="int3")
+    with pytest.raises(UsageError, match="Did you mean 'cuda'"):
+        pipeline("qa", bundle_of("bert-glossary-qa"), device="cud")
     with pytest.raises(UsageError, match="batch_tokens is 0"):
         pipeline("qa", bundle_of("bert-glossary-qa"), batch_tokens=0)
     with pytest.raises(BundleError):
@@ -231,9 +234,41 @@ def test_a_timeout_stops_a_call(open_pipeline: OpenPipeline) -> None:
         pipe(item, timeout=0)
 
 
+def test_a_timeout_counts_for_all_batches(open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = open_pipeline("text-classification", "tiny-classify", batch_tokens=16)
+    clock = itertools.count()
+    monkeypatch.setattr(pipeline_base, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    with pytest.raises(DeadlineExceeded, match="its timeout of 5 s"):
+        pipe(["a plant"] * 40, timeout=5)
+
+
+def test_two_inputs_by_position_are_refused(open_pipeline: OpenPipeline) -> None:
+    with pytest.raises(InputError, match="got 2 inputs by position"):
+        open_pipeline("feature-extraction", "tiny-embed")("a plant", "a city")
+
+
 def test_too_long_without_truncation_is_refused(open_pipeline: OpenPipeline) -> None:
     with pytest.raises(InputError, match="128"):
         open_pipeline("text-classification", "tiny-classify")("plant " * 200, truncation=False)
     vector = open_pipeline("feature-extraction", "tiny-embed")("plant " * 200, pooling=None, return_tensors="np")
     assert vector.shape == (1, 128, 16)
     assert vector.dtype == np.float32
+
+
+def test_a_fixed_shape_graph_gives_the_same(open_pipeline: OpenPipeline, tmp_path: Path) -> None:
+    import pinnace.export
+
+    shapes = {"tiny-classify": {"batch": 4, "sequence": 32}, "tiny-choice": {"batch": 2, "choices": 3, "sequence": 32}}
+    for name, static in shapes.items():
+        pinnace.export.export(str(DATA / name), task=TASKS[name], output=tmp_path / name, static=static, validate=False)
+    texts = ["a plant", "red " * 9, "", "light", "the city of people", "leaves"]
+    fixed = pipeline("text-classification", tmp_path / "tiny-classify", threads=1)
+    assert same(fixed(texts), open_pipeline("text-classification", "tiny-classify")(texts), 1e-5)
+    assert same(fixed(texts[0]), open_pipeline("text-classification", "tiny-classify")(texts[0]), 1e-5)
+    assert fixed.longest == 32
+    assert len(fixed("plant " * 99)) == 1
+    questions = [{"prompt": text, "choices": ["a plant", "red " * i, "light"]} for i, text in enumerate(texts)]
+    chooser = pipeline("multiple-choice", tmp_path / "tiny-choice", threads=1)
+    assert same(chooser(questions), open_pipeline("multiple-choice", "tiny-choice")(questions), 1e-5)
+    with pytest.raises(InputError, match="has 2 texts, expected the 3 of this fixed-shape graph"):
+        chooser("a plant", ["red", "light"])
