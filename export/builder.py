@@ -169,15 +169,17 @@ class _Build:
 
     def find_weights(self, at_random: bool, init_missing: bool, allow_pickle: bool) -> None:
         """Locate every weight, or make random ones in the scratch folder."""
-        origin = self.origin
+        origin, tied = self.origin, self.config.tie_word_embeddings
         if at_random or origin.folder is None:
-            path = self.scratch / "model.safetensors"
-            random_weights(path, self._shapes(), self.config.initializer_range)
-            self.found = Checkpoint.open(self.scratch).resolve(self._shapes(), origin.arch.names)
+            path = self.graph_folder / self._weights_file("fp32")
+            shared = origin.arch.names.tied if tied else {}
+            own = {name: shape for name, shape in self._shapes().items() if name not in shared}
+            random_weights(path, own, self.config.initializer_range)
+            made = Checkpoint.of_files(self.graph_folder, (path,))
+            self.found = made.resolve(self._shapes(), origin.arch.names, tied=tied)
             return
         checkpoint = Checkpoint.open(origin.folder, allow_pickle=allow_pickle)
         self._keep = checkpoint  # a converted pickle lives as long as this
-        tied = self.config.tie_word_embeddings
         found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
         if origin.task.name == "feature-extraction" and all("pooler." in name for name in found.missing):
             self.model_options = {"add_pooling_layer": not found.missing}
@@ -198,6 +200,11 @@ class _Build:
         with torch.device("meta"):
             state = self.head(self.config, **self.model_options).state_dict()
         return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def _weights_file(self, precision: str) -> str:
+        """Name of a converted weights file; fp32 ones in the flat layout are still a Hugging Face checkpoint."""
+        flat = self.graph_folder == self.scratch
+        return "model.safetensors" if precision == "fp32" and flat else f"{self.graph_names[precision]}_data"
 
     def run(self, precisions: Sequence[str], check: bool) -> Exported:
         """Trace, lower, bind, validate, describe."""
@@ -260,12 +267,10 @@ class _Build:
         if precision == "fp16":
             to_fp16(model, islands)
         graph = self.graph_names[precision]
-        flat = self.graph_folder == self.scratch
-        file_name = "model.safetensors" if precision == "fp32" and flat else f"{graph}_data"
         missing = unbound(model).keys() - self.found.bound.keys()
         if missing:
             raise CheckFailed(f"the traced graph has weights that the model does not have: {', '.join(sorted(missing))}")
-        weights = bind_weights(model, self.found.bound, self.graph_folder, file_name)
+        weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision))
         path = self.graph_folder / graph
         ir.save(model, path)
         inside = path.relative_to(self.scratch).as_posix()

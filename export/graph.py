@@ -115,7 +115,20 @@ def lower(model: ir.Model, rows: Mapping[str, Row], opset: int) -> None:
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], emitter.nodes, [old for old, _ in kept], [new_value for _, new_value in kept]
         )
+    _store_constants(graph, constants)
     model.opset_imports.clear()
     for node in graph:
         model.opset_imports[node.domain] = opset if node.domain == "" else 1
     model.opset_imports[""] = opset
+
+
+def _store_constants(graph: ir.Graph, constants: Constants) -> None:
+    """Turn the tracer's Constant nodes into initializers, each content once."""
+    for node in list(graph):
+        if node.domain == "" and node.op_type == "Constant":
+            (attribute,) = node.attributes.values()
+            is_tensor = attribute.type == ir.AttributeType.TENSOR
+            array = attribute.as_tensor().numpy() if is_tensor else np.asarray(attribute.value)
+            stored = constants.get(array.tolist(), array.dtype.name)
+            ir.convenience.replace_all_uses_with(node.outputs[0], stored, replace_graph_outputs=True)
+            graph.remove(node, safe=True)

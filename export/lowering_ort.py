@@ -61,10 +61,10 @@ def embed(e: Emitter) -> Sequence[ir.Value]:
     ids32, types32, places32 = (
         None if t is None else e.op("Cast", t, to=ir.DataType.INT32) for t in (ids, token_types, position_ids)
     )
-    out, _ = e.ops(
-        "EmbedLayerNormalization", ids32, types32, words, positions, segments, weight, bias, None, places32,
-        domain=FUSED, outputs=2, epsilon=e.attribute("epsilon"),
-    )  # fmt: skip
+    inputs = (ids32, types32, words, positions, segments, weight, bias, None, places32)
+    # The second output (lengths) is required by the operator and read by nobody.
+    out, lengths = e.ops("EmbedLayerNormalization", *inputs, domain=FUSED, outputs=2, epsilon=e.attribute("epsilon"))
+    lengths.type = ir.TensorType(ir.DataType.INT32)
     return [out]
 
 

@@ -14,11 +14,12 @@ from pinnace.export.graph import scope_of
 def tidy(model: ir.Model) -> None:
     """Clean a lowered graph in place.
 
-    1. Nodes and initializers that nothing reads go.
+    1. Nodes and initializers that nothing reads go, and nodes that do nothing.
     2. Nodes that compute the same thing twice become one (a mask is prepared once, not once a layer).
     3. Every node and inner value is named after its module: ``/bert/encoder/layer.0/output/SkipLayerNormalization``.
     4. The tracer's notes (stack traces, source paths) and its names of sizes go.
     """
+    _skip_identities(model.graph)
     common.RemoveUnusedNodesPass()(model)
     common.CommonSubexpressionEliminationPass()(model)
     common.RemoveUnusedNodesPass()(model)
@@ -26,6 +27,16 @@ def tidy(model: ir.Model) -> None:
     graph.sort()
     _name_nodes(graph)
     _forget_the_tracer(model)
+
+
+def _skip_identities(graph: ir.Graph) -> None:
+    """Pass by Identity nodes, but for those that give one value a second name among the outputs."""
+    for node in list(graph):
+        if node.op_type == "Identity" and node.domain == "" and not node.outputs[0].is_graph_output():
+            source = node.inputs[0]
+            assert source is not None  # Identity has one input
+            ir.convenience.replace_all_uses_with(node.outputs[0], source)
+            graph.remove(node, safe=True)
 
 
 def rename_sizes(graph: ir.Graph, names: Mapping[str, str]) -> None:

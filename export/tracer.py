@@ -14,6 +14,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pinnace.export.graph import WRAPPER
+from pinnace.export.passes import rename_sizes
 from pinnace.export.tasks import DYNAMIC_AXES
 from pinnace.models import ops
 from pinnace.spec import TensorSpec
@@ -67,12 +68,11 @@ def trace(
         axes: dict[str, Any] = {name: torch.export.Dim(name) for name in DYNAMIC_AXES if name != "total_sequence"}
         if {"past_sequence", "total_sequence"} <= {a for s in inputs for a in s.shape}:
             axes["total_sequence"] = torch.export.Dim.AUTO  # the tracer ties it to past + new by itself
-        shapes = tuple(
-            {i: axes[a] for i, a in enumerate(s.shape) if isinstance(a, str)} for s in inputs
-        )
+        shapes = tuple({i: axes[a] for i, a in enumerate(s.shape) if isinstance(a, str)} for s in inputs)
         program = torch.export.export(
-            _Traced(model, call), example, dynamic_shapes=(shapes,), strict=False, prefer_deferred_runtime_asserts_over_guards=True
-        )
+            _Traced(model, call), example, dynamic_shapes=(shapes,), strict=False,
+            prefer_deferred_runtime_asserts_over_guards=True,
+        )  # fmt: skip
         traced = torch.onnx.export(
             program, (), dynamo=True, opset_version=TRACE_OPSET, optimize=False, verbose=False,
             input_names=[s.name for s in inputs], output_names=[s.name for s in outputs],
@@ -80,6 +80,7 @@ def trace(
     assert traced is not None  # only a call that writes a file itself returns nothing
     graph_model: ir.Model = traced.model
     _name_weights(graph_model)
+    rename_sizes(graph_model.graph, _size_names(graph_model.graph.inputs, inputs))
     _set_shapes(graph_model.graph.inputs, inputs)
     _set_shapes(graph_model.graph.outputs, outputs)
     return graph_model
@@ -92,6 +93,16 @@ def _name_weights(model: ir.Model) -> None:
         value.name = name.removeprefix(f"{WRAPPER}.")
         value.const_value = None
         model.graph.initializers[value.name] = value
+
+
+def _size_names(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> dict[str, str]:
+    """The tracer's symbol of a size, such as ``s26`` -> the name that the task gives it."""
+    return {
+        size.value: axis
+        for value, spec in zip(values, specs, strict=True)
+        for size, axis in zip(value.shape or (), spec.shape, strict=True)
+        if isinstance(size, ir.SymbolicDim) and size.value is not None and isinstance(axis, str)
+    }
 
 
 def _set_shapes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:

@@ -49,15 +49,14 @@ def bind_weights(model: ir.Model, located: Mapping[str, TensorLocation], folder:
         names of the files in ``folder`` that the graph reads.
     """
     weights = unbound(model)
-    same = all(located[n].dtype == _WRITTEN[_type_of(v)][0] for n, v in weights.items())
-    if same and file_name == "model.safetensors":
-        places = {name: located[name] for name in weights}
-        sources = sorted({place.file for place in places.values()})
-        for source in sources:
+    places: Mapping[str, TensorLocation] = {name: located[name] for name in weights}
+    same = all(place.dtype == _WRITTEN[_type_of(weights[name])][0] for name, place in places.items())
+    outside = sorted({place.file for place in places.values() if place.file.parent != folder})
+    if same and (file_name == "model.safetensors" or not outside):
+        for source in outside:
             copy_file(source, folder / source.name)
-        index = sources[0].parent / INDEX_NAME
-        if len(sources) > 1 and index.is_file():
-            copy_file(index, folder / INDEX_NAME)
+        if len(outside) > 1 and (outside[0].parent / INDEX_NAME).is_file():
+            copy_file(outside[0].parent / INDEX_NAME, folder / INDEX_NAME)
     else:
         write_safetensors(
             folder / file_name,

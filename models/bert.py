@@ -69,7 +69,7 @@ class BertPooler(nn.Module):
         self.dense = nn.Linear(config.hidden_size, config.hidden_size)
 
     def forward(self, hidden_states: Tensor) -> Tensor:
-        return ops.activation(ops.linear(hidden_states[:, 0], self.dense.weight, self.dense.bias), "tanh")
+        return ops.activation(ops.linear(hidden_states.select(1, 0), self.dense.weight, self.dense.bias), "tanh")
 
 
 class BertPreTrainedModel(PreTrainedModel):

@@ -182,7 +182,8 @@ class BertForQuestionAnswering(BertPreTrainedModel):
         base = self.bert(
             input_ids, attention_mask, token_type_ids, position_ids, inputs_embeds, return_dict=True, **options
         )
-        start, end = _linear(self.qa_outputs, base.last_hidden_state).unbind(-1)  # each (B, T)
+        both = _linear(self.qa_outputs, base.last_hidden_state)  # (B, T, 2)
+        start, end = both.select(-1, 0), both.select(-1, 1)
         loss = None
         if start_positions is not None and end_positions is not None:
             loss = span_loss(start, end, start_positions, end_positions)
