@@ -15,12 +15,12 @@ import torch
 import pinnace
 from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort
-from pinnace.export.cases import Case, grid, make_case, numbers
 from pinnace.export.card import model_card
+from pinnace.export.cases import Case, grid, make_case, numbers
 from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
-from pinnace.export.passes import rename_sizes, tidy
+from pinnace.export.passes import tidy
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
@@ -35,10 +35,16 @@ from pinnace.models.registry import head_class
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Limits, Manifest, Variant
 
-ROWS: Final[Mapping[str, Mapping[str, Row]]] = types.MappingProxyType(
-    {"ort": lowering_ort.ROWS, "onnx": lowering_onnx.ROWS}
+# Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
+ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyType(
+    {
+        ("ort", "fp32"): lowering_ort.CPU_ROWS,
+        ("ort", "fp16"): lowering_ort.CUDA_ROWS,
+        ("onnx", "fp32"): lowering_onnx.ROWS,
+        ("onnx", "fp16"): lowering_onnx.ROWS,
+    }
 )
-DEFAULT_OPSET: Final[Mapping[str, int]] = types.MappingProxyType({"ort": 21, "onnx": 23})
+DEFAULT_OPSET: Final = 23
 OPSETS: Final = range(18, 25)
 # Precision -> the variants that a request for it writes; fp32 comes first, the others are measured against it.
 WRITTEN: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"fp32": ("fp32",), "fp16": ("fp32", "fp16")})
@@ -71,7 +77,7 @@ def export(
     output: str | Path | None = None,
     precision: str = "fp32",
     target: str = "ort",
-    opset: int | None = None,
+    opset: int = DEFAULT_OPSET,
     static: Mapping[str, int] | None = None,
     hidden_states: bool = False,
     attentions: bool = False,
@@ -94,7 +100,7 @@ def export(
         output: the bundle's folder; by default ``<model>-<task>`` in the current folder.
         precision: ``fp32``, or ``fp16`` (written beside fp32).
         target: ``ort`` (ONNX Runtime's fused operators) or ``onnx`` (standard operators only).
-        opset: version of the standard operators, 18 to 24; by default 21 (ort) or 23 (onnx).
+        opset: version of the standard operators, 18 to 24.
         static: axis -> fixed size, for accelerators that need fixed shapes.
         hidden_states: give every layer's output too, as ``hidden_states.0``, ``hidden_states.1``, ...
         attentions: give every layer's attention weights too, as ``attentions.0``, ...
@@ -115,7 +121,6 @@ def export(
         MachineError: disk, permissions, or another process exports to the same folder.
     """
     _check_words(precision=precision, target=target, layout=layout)
-    opset = DEFAULT_OPSET[target] if opset is None else opset
     if opset not in OPSETS:
         raise UsageError(f"opset {opset} is not supported; choose {OPSETS[0]} to {OPSETS[-1]}")
     say = progress or (lambda _line: None)
@@ -192,8 +197,8 @@ class _Build:
             shapes = self._shapes()
             path = self.graph_folder / INIT_FILE
             random_weights(path, {name: shapes[name] for name in found.missing}, self.config.initializer_range)
-            made = Checkpoint.of_files(self.graph_folder, (path,)).tensors
-            found = dataclasses.replace(found, bound={**found.bound, **made}, missing=())
+            fresh = Checkpoint.of_files(self.graph_folder, (path,)).tensors
+            found = dataclasses.replace(found, bound={**found.bound, **fresh}, missing=())
         self.found = found
 
     def _shapes(self) -> dict[str, tuple[int, ...]]:
@@ -215,13 +220,13 @@ class _Build:
         copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
-        lowered = self._lowered(face)
-        reference, cases = (self._reference(face) if check else (None, ()))
+        traced = trace(lambda: self.head(self.config, **self.model_options), face.call, face.inputs, face.outputs)
+        reference, cases = self._reference(face) if check else (None, ())
         checks: dict[str, Validation | None] = {}
         variants: dict[str, Variant] = {}
         for precision in precisions:
             islands = self._islands(precision, reference, face, cases)
-            variants[precision] = self._write(lowered.clone(), precision, islands)
+            variants[precision] = self._write(traced.clone(), precision, islands)
             checks[precision] = None
             if reference is not None:
                 self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
@@ -238,12 +243,6 @@ class _Build:
         manifest = dataclasses.replace(manifest, files=file_facts(self.scratch))
         (self.scratch / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
         return Exported(self.scratch, manifest, record, self.found.unexpected, self.fresh)
-
-    def _lowered(self, face: Interface) -> ir.Model:
-        model = trace(lambda: self.head(self.config, **self.model_options), face.call, face.inputs, face.outputs)
-        lower(model, ROWS[self.target], self.opset)
-        tidy(model)
-        return model
 
     def _reference(self, face: Interface) -> tuple[torch.nn.Module, tuple[Case, ...]]:
         self.say("loading the PyTorch reference")
@@ -264,12 +263,15 @@ class _Build:
         return tuple(too_large_for_fp16(reference, face, cases))
 
     def _write(self, model: ir.Model, precision: str, islands: tuple[str, ...]) -> Variant:
+        """Lower a traced model for one precision, bind its weights and save it."""
+        lower(model, ROWS[self.target, precision], self.opset)
+        tidy(model)
         if precision == "fp16":
             to_fp16(model, islands)
         graph = self.graph_names[precision]
         missing = unbound(model).keys() - self.found.bound.keys()
         if missing:
-            raise CheckFailed(f"the traced graph has weights that the model does not have: {', '.join(sorted(missing))}")
+            raise CheckFailed(f"the traced graph has weights that the model lacks: {', '.join(sorted(missing))}")
         weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision))
         path = self.graph_folder / graph
         ir.save(model, path)

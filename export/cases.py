@@ -29,7 +29,7 @@ class Case:
     def real_keys(self) -> Array:
         """(rows, past + tokens): which keys are no padding."""
         mask = self.inputs["attention_mask"]
-        return mask.reshape(-1, mask.shape[-1]) != 0
+        return np.asarray(mask.reshape(-1, mask.shape[-1]) != 0)
 
 
 def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
@@ -44,7 +44,8 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
     longest = static.get("sequence", limits.sequence - past)
     for rows, length in ((1, 1), (1, 9), (3, 9), (2, 65), (1, longest)):
         B, T = static.get("batch", rows), static.get("sequence", min(length, longest))
-        for padding in ("none",) if B * T == 1 or (T == longest and not static) else ("none", "right", "left"):
+        whole = B * T == 1 or (longest == T and not static)
+        for padding in ("none",) if whole else ("none", "right", "left"):
             # An in-place cache is filled by right-padded prompts; after that, many tokens at once only in a single row.
             prompt = cache is not None and cache.in_place and (padding != "none" or B > 1)
             if prompt and (padding == "left" or "past_sequence" in static):
@@ -105,7 +106,8 @@ def make_case(
     }
     for name, spec in names.items():
         if name.startswith(PAST):
-            arrays[name] = generator.standard_normal((B, spec.shape[1], P, spec.shape[3]), np.float32)
+            heads, size = (int(spec.shape[axis]) for axis in (1, 3))
+            arrays[name] = generator.standard_normal((B, heads, P, size), np.float32)
     inputs = {}
     for name, spec in names.items():
         array = arrays[name].reshape(B // choices, choices, T) if len(spec.shape) == 3 else arrays[name]

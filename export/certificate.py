@@ -55,7 +55,7 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 def write_golden(folder: Path, cases: Mapping[str, tuple[Case, Outputs]]) -> None:
     """Keep inputs and the reference's outputs in the bundle, so that another machine can check its own numbers."""
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name, (case, outputs) in cases.items():
         arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
         arrays |= {f"{name}/out/{key}": value for key, value in outputs.items()}

@@ -76,7 +76,8 @@ class Constants:
         name = f"constant_{dtype}_{array.ndim}d_{label}"
         if name not in self._graph.initializers:
             tensor = ir.tensor(array, name=name)
-            value = ir.Value(name=name, type=ir.TensorType(tensor.dtype), shape=tensor.shape, const_value=tensor)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(array.shape)
+            value = ir.Value(name=name, type=kind, shape=shape, const_value=tensor)
             self._graph.register_initializer(value)
         return self._graph.initializers[name]
 

@@ -97,8 +97,8 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
         outputs += [TensorSpec(f"hidden_states.{i}", "float32", (*rows, "hidden")) for i in range(count)]
     if options.attentions:
         heads, keys = config.num_attention_heads, "total_sequence" if task.causal else "sequence"
-        shape = (rows[0], heads, "sequence", keys)
-        outputs += [TensorSpec(f"attentions.{i}", "float32", shape) for i in range(config.num_hidden_layers)]
+        weights = (rows[0], heads, "sequence", keys)
+        outputs += [TensorSpec(f"attentions.{i}", "float32", weights) for i in range(config.num_hidden_layers)]
     if cache is not None:
         for part_of, axis, into in ((PAST, "past_sequence", inputs), ("present", "total_sequence", outputs)):
             shape = ("batch", cache.heads, axis, cache.head_size)

@@ -51,7 +51,7 @@ def find_origin(
         changes: ``key=value,...`` applied to the configuration.
 
     Raises:
-        UsageError: an unknown word. CheckpointError: nothing there, or the Hub is out of reach. ConfigError: bad values.
+        UsageError: an unknown word. CheckpointError: nothing there, or no Hub in reach. ConfigError: bad values.
     """
     name = str(model)
     is_catalog = name in ARCHS and not Path(name).is_dir()
@@ -98,7 +98,7 @@ def _own_task(config: Any, model: str | Path) -> str:
     for head in config.architectures or ():
         if task := task_of_head(head):
             return task
-    raise UsageError(f"{model} does not say what it was trained for (architectures: {config.architectures}); give --task")
+    raise UsageError(f"{model} does not say what it is for (architectures: {config.architectures}); give --task")
 
 
 def _folder_name(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Copy a checkpoint's tokenizer and sentence-transformers files: an allow-list, bounded in size, without paths inside."""
+"""Copy a checkpoint's tokenizer and sentence-transformers files: an allow-list, bounded in size, without paths."""
 
 from __future__ import annotations
 
@@ -17,7 +17,15 @@ _POOLING: Final = "1_Pooling/config.json"
 _MODULES: Final = "modules.json"
 # Fields that name files or code of the machine that saved the tokenizer.
 _LEFT_OUT: Final = frozenset(
-    {"auto_map", "name_or_path", "_name_or_path", "special_tokens_map_file", "tokenizer_file", "vocab_file", "custom_pipelines"}
+    {
+        "auto_map",
+        "name_or_path",
+        "_name_or_path",
+        "special_tokens_map_file",
+        "tokenizer_file",
+        "vocab_file",
+        "custom_pipelines",
+    }
 )
 
 
@@ -59,7 +67,8 @@ def complete_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer = load_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
-    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    named = sorted(tokenizer.special_tokens_map.items())
+    return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named}
 
 
 def read_pooling(folder: Path) -> Pooling | None:

@@ -44,7 +44,7 @@ def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
     def run(inputs: Mapping[str, Array]) -> Outputs:
         if expected != set(inputs):
             lost, extra = sorted(set(inputs) - expected), sorted(expected - set(inputs))
-            raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and has in addition {extra or 'none'}")
+            raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and adds {extra or 'none'}")
         return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
@@ -58,9 +58,7 @@ def run_reference(model: nn.Module, interface: Interface, inputs: Mapping[str, A
     return {spec.name: result.float().numpy() for spec, result in zip(interface.outputs, results, strict=True)}
 
 
-def validate(
-    graph: Path, model: nn.Module, interface: Interface, cases: Sequence[Case], precision: str
-) -> Validation:
+def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequence[Case], precision: str) -> Validation:
     """Compare the graph in a file with the reference on every case.
 
     Args:
@@ -137,7 +135,8 @@ def _compare_rows(
             )
             _merge(rows, spec.name, found)
             if miss := found.miss(dataclasses.replace(GATES[precision], min_top1=0.0)):
-                raise CheckFailed(f"output {spec.name!r}: row {row} of {case.name} alone differs from itself in the batch: {miss}")
+                where = f"output {spec.name!r}: row {row} of {case.name}"
+                raise CheckFailed(f"{where} alone differs from itself in the batch: {miss}")
 
 
 def _compare_steps(
@@ -154,26 +153,3 @@ def _compare_steps(
     found = difference(got["logits"][:, -1], whole["logits"][:, -1])
     if miss := found.miss(dataclasses.replace(GATES[precision], min_top1=0.0)):
         raise CheckFailed(f"output 'logits': a row fed in two steps differs from the row fed at once: {miss}")
-
-
-def too_large_for_fp16(model: nn.Module, interface: Interface, cases: Sequence[Case], limit: float = 32768.0) -> list[str]:
-    """Modules whose output comes near fp16's largest number (65504) on some case; they need an fp32 island."""
-    large: dict[str, float] = {}
-
-    def watch(name: str) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(_module: nn.Module, _inputs: Any, output: Any) -> None:
-            tensor = output[0] if isinstance(output, tuple) else output
-            if isinstance(tensor, torch.Tensor) and tensor.is_floating_point():
-                large[name] = max(large.get(name, 0.0), float(tensor.abs().max()))
-
-        return hook
-
-    handles = [m.register_forward_hook(watch(name)) for name, m in model.named_modules() if name]
-    try:
-        for case in cases:
-            run_reference(model, interface, case.inputs)
-    finally:
-        for handle in handles:
-            handle.remove()
-    hot = {name for name, peak in large.items() if not np.isfinite(peak) or peak > limit}
-    return sorted(name for name in hot if not any(other.startswith(f"{name}.") for other in hot))

@@ -1,4 +1,4 @@
-"""Bind a graph's initializers to byte ranges of safetensors files; convert one tensor at a time where the type differs."""
+"""Bind a graph's initializers to byte ranges of safetensors files; other types are converted a tensor at a time."""
 
 from __future__ import annotations
 
@@ -33,7 +33,9 @@ def unbound(model: ir.Model) -> dict[str, ir.Value]:
     return {str(name): v for name, v in model.graph.initializers.items() if v.const_value is None}
 
 
-def bind_weights(model: ir.Model, located: Mapping[str, TensorLocation], folder: Path, file_name: str) -> tuple[str, ...]:
+def bind_weights(
+    model: ir.Model, located: Mapping[str, TensorLocation], folder: Path, file_name: str
+) -> tuple[str, ...]:
     """Give every weight of the graph its bytes in a file of ``folder``.
 
     Where the checkpoint stores all weights in the graph's own type, its files are copied as they are (the kernel
@@ -103,7 +105,8 @@ def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterato
     stored = _STORED.get(place.dtype)
     if stored is None:
         raise CheckpointError(
-            f"tensor {name!r} in {place.file.name} is stored as {place.dtype}; weights must be one of {', '.join(_STORED)}"
+            f"tensor {name!r} in {place.file.name} is stored as {place.dtype}; "
+            f"weights must be one of {', '.join(_STORED)}"
         )
     target = _WRITTEN[wanted][1]
     raw = np.memmap(place.file, mode="r", dtype=stored, offset=place.start, shape=(math.prod(place.shape),))
