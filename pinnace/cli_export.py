@@ -66,10 +66,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         console.result(summary(exported, console.seconds))
     folder = shlex.quote(str(exported.path))
     form = FORMS.get(exported.manifest.task)
-    if arguments.no_validate or form is None:
-        console.next(f"pinnace verify {folder}")
-    else:
-        console.next(f"pinnace run {folder} {form.example}")
+    console.next(f"pinnace run {folder} {form.example}" if form else f"pinnace verify {folder}")
     return 0
 
 

@@ -1,0 +1,300 @@
+"""The command line: words, flags, variables, exit codes, and what is written where."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinnace import __version__, cli_machine
+from pinnace.cli import main
+from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
+from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
+from pinnace.cli_output import Console, to_json
+from pinnace.errors import NumericalError, UsageError
+from pinnace.runtime import doctor
+from tests.conftest import DATA
+from tests.tiny_bundle import make_bundle
+
+Cli = Callable[..., tuple[int, str, str]]
+FLAGS = [
+    pytest.param(command, flag, id=f"{command.name}-{flag.name}")
+    for command in COMMANDS.values()
+    for flag in command.all_flags
+    if flag.name != "help"
+]
+GOOD = {"--opset": "21", "--static": "batch=1,sequence=8", "--threads": "2", "--batch-tokens": "64", "--config": "a=1"}
+
+
+@pytest.fixture(autouse=True)
+def _clean_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name in os.environ:
+        if name.startswith("PINNACE_"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture
+def cli(capsys: pytest.CaptureFixture[str]) -> Cli:
+    """Run a command in this process; returns exit code, standard output, standard error."""
+
+    def run(*words: object) -> tuple[int, str, str]:
+        code = main([str(word) for word in words])
+        shown = capsys.readouterr()
+        return code, shown.out, shown.err
+
+    return run
+
+
+def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, *map(str, words)]
+    return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120, **options)
+
+
+def test_version_overview_and_help(cli: Cli) -> None:
+    assert cli("--version") == (0, f"pinnace {__version__}\n", "")
+    code, out, err = cli()
+    assert (code, err) == (0, "") and all(f"  {name} " in out for name in COMMANDS)
+    assert cli("--help")[1] == out == cli("help")[1]
+    assert cli("help", "run") == cli("run", "--help") == cli("run", "-h")
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=lambda command: command.name)
+def test_help_names_every_flag(cli: Cli, command: Command) -> None:
+    code, out, _ = cli(command.name, "--help")
+    assert code == 0 and command.usage in out and command.examples[0] in out
+    assert all(flag.shown in out and flag.help in out for flag in command.all_flags)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "needles"),
+    [
+        (["exprt", "bert"], 2, ["'exprt'", "Did you mean 'export'?"]),
+        (["--jsn"], 2, ["'--jsn'"]),
+        (["export"], 2, ["needs MODEL", "for example: pinnace export bert --task qa"]),
+        (["export", "bert", "--tsk", "qa"], 2, ["'--tsk'", "Did you mean '--task'?"]),
+        (["export", "bert", "--task=qaa"], 2, ["'qaa'", "Did you mean 'qa'?"]),
+        (["export", "bert", "--task"], 2, ["--task needs a value"]),
+        (["export", "bert", "--prec", "fp16"], 2, ["'--prec'", "Did you mean '--precision'?"]),
+        (["export", "bert", "--precision", "fp15"], 2, ["precision 'fp15'", "Did you mean 'fp16'?"]),
+        (["export", "bert", "--target", "onx"], 2, ["Did you mean 'onnx'?"]),
+        (["export", "bert", "--layout", "hug"], 2, ["Did you mean 'hub'?"]),
+        (["export", "bert", "--opset", "new"], 2, ["--opset is 'new'", "whole number"]),
+        (["export", "bert", "--opset", "0"], 2, ["--opset is '0'"]),
+        (["export", "bert", "--static", "batch"], 2, ["--static is 'batch'", "batch=1,sequence=128"]),
+        (["export", "bert", "--static", "batch=x"], 2, ["batch of --static", "'x'"]),
+        (["export", "bert", "--random-weights=yes"], 2, ["--random-weights is a switch", "'yes'"]),
+        (["export", "bert", "two"], 2, ["'two' is one argument too many", "usage: pinnace export MODEL"]),
+        (["tasks", "--device", "cpu"], 2, ["unknown flag of tasks '--device'"]),
+        (["run"], 2, ["needs BUNDLE"]),
+        (["run", "nowhere", "text"], 3, ["no folder", "nowhere", "pinnace export MODEL"]),
+        (["verify", "nowhere"], 3, ["no folder", "nowhere"]),
+        (["inspect", DATA / "tiny-mlm"], 3, ["is a checkpoint, not a bundle"]),
+        (["run", DATA.parent, "text"], 3, ["is not a bundle", "manifest.json"]),
+    ],
+    ids=lambda value: " ".join(map(str, value))[-40:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_wrong_words_name_the_right_ones(cli: Cli, words: list[Any], code: int, needles: list[str]) -> None:
+    got, out, err = cli(*words)
+    assert (got, out) == (code, "")
+    assert all(needle in err for needle in needles), err
+    assert "error: " in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(("command", "flag"), FLAGS)
+def test_every_flag_has_a_variable_and_wins_over_it(command: Command, flag: Flag) -> None:
+    words = ["x" for positional in command.positionals if positional.required]
+    name = f"--{flag.name}"
+    if flag.value or flag.choices:
+        good = flag.choices[-1] if flag.choices else GOOD.get(name, "some")
+        want = flag.read(good, name)
+        want = [want] if flag.repeated else want
+        assert getattr(read_arguments(command, [*words, name, good], {}), flag.key) == want
+        assert getattr(read_arguments(command, words, {flag.variable: good}), flag.key) == want
+        assert getattr(read_arguments(command, words, {}), flag.key) is None
+        if flag.choices:
+            first = read_arguments(command, [*words, name, flag.choices[0]], {flag.variable: good})
+            assert getattr(first, flag.key) == flag.choices[0]
+            with pytest.raises(UsageError, match=flag.variable):
+                read_arguments(command, words, {flag.variable: "nonsense"})
+    else:
+        assert getattr(read_arguments(command, [*words, name], {flag.variable: "0"}), flag.key) is True
+        assert getattr(read_arguments(command, words, {flag.variable: "Yes"}), flag.key) is True
+        assert getattr(read_arguments(command, words, {flag.variable: ""}), flag.key) is False
+        with pytest.raises(UsageError, match=f"{flag.variable} is 'perhaps'"):
+            read_arguments(command, words, {flag.variable: "perhaps"})
+    if flag.short:
+        given = [f"-{flag.short}"] + (["some"] if flag.value else [])
+        assert getattr(read_arguments(command, [*words, *given], {}), flag.key) in (True, "some")
+
+
+def test_flags_stand_anywhere_and_two_dashes_end_them() -> None:
+    read = read_arguments(COMMANDS["run"], ["-q", "folder", "--task", "qa", "text", "-v"], {})
+    assert (read.bundle, read.text, read.task, read.quiet, read.verbose) == ("folder", "text", "qa", True, True)
+    read = read_arguments(COMMANDS["run"], ["folder", "--", "--task"], {})
+    assert (read.text, read.task) == ("--task", None)
+    with pytest.raises(UsageError, match="goes after --"):
+        read_arguments(COMMANDS["run"], ["folder", "-5 degrees"], {})
+
+
+def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/somewhere")
+    read = read_arguments(COMMANDS["export"], ["bert", "--output=~/out", "--cache-dir", "~/cache"], {})
+    assert (read.output, read.cache_dir) == ("/somewhere/out", "/somewhere/cache")
+    assert read_arguments(COMMANDS["run"], ["b", "-o", "-"], {}).output == "-"
+
+
+def test_common_flags_may_come_first(cli: Cli) -> None:
+    assert cli("-q", "tasks") == cli("tasks", "-q")
+    assert json.loads(cli("--json", "tasks")[1]) == json.loads(cli("tasks", "--json")[1])
+
+
+def test_choices_are_those_of_the_builder() -> None:
+    from pinnace.export import builder
+
+    assert set(EXPORT_PRECISIONS) == set(builder.WRITTEN)
+    assert set(LAYOUTS) == set(builder.LAYOUTS)
+
+
+def raiser(error: BaseException) -> Callable[..., int]:
+    def run(*_arguments: Any) -> int:
+        raise error
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "needles"),
+    [
+        (ZeroDivisionError("a fault"), 1, ["unexpected ZeroDivisionError: a fault", "-v shows where"]),
+        (MemoryError(), 5, ["not enough memory"]),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 5, ["not enough memory"]),
+        (OSError(errno.ENOSPC, "No space left on device", "/x"), 5, ["No space left on device (/x)"]),
+        (KeyboardInterrupt(), 130, ["interrupted"]),
+        (NumericalError("NaN in logits"), 1, ["NaN in logits"]),
+        (type("PanicException", (BaseException,), {})("rust"), 1, ["unexpected PanicException: rust"]),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
+)
+def test_every_error_is_a_line_and_a_code(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, error: BaseException, code: int, needles: list[str]
+) -> None:
+    monkeypatch.setattr(cli_machine, "tasks", raiser(error))
+    got, out, err = cli("tasks")
+    assert (got, out) == (code, "") and "Traceback" not in err
+    assert all(needle in err for needle in needles), err
+    if code == 1:
+        assert "Traceback" in cli("tasks", "-v")[2]
+        monkeypatch.setenv("PINNACE_VERBOSE", "1")
+        assert "Traceback" in cli("tasks")[2]
+
+
+class Terminal(io.StringIO):
+    """A standard error that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("environ", "moving", "coloured"),
+    [
+        ({}, True, True),
+        ({"NO_COLOR": "1"}, True, False),
+        ({"CI": "true"}, False, True),
+        ({"TERM": "dumb"}, False, False),
+    ],
+    ids=["plain", "no-color", "ci", "dumb"],
+)
+def test_progress_and_colour_on_a_terminal(
+    monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], moving: bool, coloured: bool
+) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console = Console(environ)
+    console.stage("tracing")
+    console.log("done")
+    console.error("bad")
+    text = terminal.getvalue()
+    assert ("\r\x1b[K" in text, "\x1b[31m" in text) == (moving, coloured)
+    assert text.endswith("bad\n") and "tracing" in text
+    console.quiet = True
+    console.stage("more")
+    console.log("more")
+    assert terminal.getvalue() == text
+
+
+def test_no_progress_line_where_there_is_no_terminal(cli: Cli, tmp_path: Path) -> None:
+    _, _, err = cli("verify", make_bundle(tmp_path / "bundle"))
+    assert "\r" not in err and "\x1b" not in err and "reading every file\n" in err
+
+
+@pytest.mark.parametrize("name", ["inspect", "verify", "tasks", "doctor", "run"])
+def test_every_command_names_the_next_one(
+    cli: Cli, bundle_of: Callable[[str], Path], tmp_path: Path, name: str
+) -> None:
+    words: list[Any] = [name]
+    if name in ("inspect", "verify"):
+        words.append(make_bundle(tmp_path / "bundle"))
+    elif name == "run":
+        words += [bundle_of("tiny-classify"), "some text"]
+    _, out, err = cli(*words)
+    following = err.strip().splitlines()[-1].partition(": ")
+    assert following[0].startswith("next") and following[2].split()[:2] in [["pinnace", c] for c in COMMANDS]
+    assert out and cli(*words, "--quiet")[2] == ""
+
+
+def test_json_is_one_object(cli: Cli, tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "bundle")
+    said = {name: json.loads(cli(name, bundle, "--json")[1]) for name in ("inspect", "verify")}
+    assert said["inspect"]["task"] == "feature-extraction" and "fp32" in said["inspect"]["variants"]
+    assert said["verify"]["ok"] is True and {"name", "ok", "detail", "exit_code"} <= set(said["verify"]["checks"][0])
+    tasks = {row["task"]: row for row in json.loads(cli("tasks", "--json")[1])["tasks"]}
+    assert tasks["question-answering"]["takes"] == ["TEXT", "--context"]
+    assert {"level", "findings"} == set(json.loads(cli("doctor", "--json")[1]))
+
+
+def test_json_never_holds_nan() -> None:
+    with pytest.raises(NumericalError, match="NaN"):
+        to_json({"score": float("nan")})
+    assert to_json(["é", "\udc80"], ascii_only=True).isascii()
+
+
+def test_verify_tells_damage(cli: Cli, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(bundle_of("tiny-nsp"), copy)
+    weights = bytearray((copy / "model.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (copy / "model.safetensors").write_bytes(weights)
+    code, out, err = cli("verify", copy)
+    assert code == 3 and "FAIL  files" in out and "model.safetensors" in out
+    assert "failed" in err and "files" in err
+    code, out, err = cli("run", copy, "--text-pair", "b", "a")
+    assert (code, out) == (3, "") and "model.safetensors" in err
+
+
+def test_doctor_fails_where_something_must_be_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
+    finding = doctor.Finding(doctor.FAIL, "disk", "it is full", "free some")
+    monkeypatch.setattr(doctor, "diagnose", lambda: [finding])
+    code, out, err = cli("doctor")
+    assert code == 5 and "fail  disk  it is full" in out and "-> free some" in out and "pinnace doctor" in err
+
+
+def test_common_flags_are_those_of_the_contract() -> None:
+    assert [flag.name for flag in COMMON] == ["json", "quiet", "verbose", "help"]
+
+
+def test_tasks_and_version_import_nothing_heavy() -> None:
+    heavy = ("torch", "onnx", "onnxruntime", "numpy", "transformers", "tokenizers", "huggingface_hub")
+    code = f"import sys; from pinnace.cli import main; main(['tasks', '-q']); print({{*{heavy}}} & {{*sys.modules}})"
+    assert process("-c", code, cwd=DATA.parent.parent).stdout.strip().endswith("set()")

@@ -1,0 +1,107 @@
+"""``pinnace export``: real exports, catalog names without a network, missing extras."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from pinnace.cli import main
+from tests.conftest import DATA
+from tests.test_cli import process
+
+ROOT = DATA.parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.chdir(tmp_path)
+
+
+def test_export_tells_all_as_json(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    output = tmp_path / "tûrk 🚢 it's"
+    words = ["export", str(DATA / "tiny-classify"), "--task", "sentiment", f"--output={output}", "--json"]
+    assert main([*words, "--target", "onnx", "--static", "batch=1,sequence=16"]) == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out)
+    assert told["path"] == str(output) and (output / "manifest.json").is_file()
+    assert told["task"] == "text-classification" and told["unexpected"] == told["fresh"] == []
+    variant = told["variants"]["fp32"]
+    assert (variant["target"], variant["verdict"]) == ("onnx", "passed") and 0 <= variant["largest_difference"] < 1e-4
+    assert told["certificate"] == json.loads((output / "certificate.json").read_text())
+    assert "checking fp32 against PyTorch" in shown.err
+    assert f"next: pinnace run '{tmp_path}/tûrk 🚢 it'\"'\"'s' " in shown.err
+    assert main(["verify", str(output)]) == 0
+    assert "ok    numbers fp32" in capsys.readouterr().out
+    assert main(["run", str(output), "fine"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["label"]
+
+
+def test_module_is_the_same_command(tmp_path: Path) -> None:
+    words = ["-m", "pinnace.export", DATA / "tiny-embed", "--task", "embed", "-o", "out", "--no-validate"]
+    environ = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = process(*words, cwd=tmp_path, env=environ)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("out\n  BertModel for feature-extraction, from tiny-embed\n")
+    assert "fp32 (ort, opset 21): model.onnx" in done.stdout and "not validated" in done.stdout
+    assert done.stderr.splitlines()[-1] == 'next: pinnace run out "It works."'
+
+
+def test_fresh_and_unexpected_weights_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    words = ["export", str(DATA / "tiny-mlm"), "-o", str(tmp_path / "out"), "--no-validate", "--task", "ner"]
+    assert main(words) == 3
+    assert "--init-missing" in capsys.readouterr().err
+    assert main([*words, "--init-missing"]) == 0
+    err = capsys.readouterr().err
+    assert "warning: 2 weights are random" in err and "classifier.weight" in err
+    assert "warning: the model has no place for" in err and "cls.predictions" in err
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "needles"),
+    [
+        (["bert", "--task", "qa"], 3, ["deepset/bert-base-cased-squad2", "--random-weights", "local folder"]),
+        (["bert"], 2, ["catalog name", "--task qa"]),
+        (["brt", "--task", "qa"], 3, ["no folder brt", "Did you mean the catalog name 'bert'?"]),
+        ([f"{DATA}/bert-glosary-qa", "--task", "qa"], 2, ["bert-glosary-qa", "Did you mean", "bert-glossary-qa"]),
+        ([str(DATA), "--task", "qa"], 3, ["config.json"]),
+        ([str(DATA / "tiny-mlm"), "--config", "num_hiden_layers=2"], 3, ["num_hiden_layers"]),
+        ([str(DATA / "tiny-mlm"), "--opset", "99"], 2, ["opset 99"]),
+        ([str(DATA / "tiny-mlm"), "--subfolder", "lost"], 3, ["lost"]),
+        ([str(DATA / "tiny-mlm"), "-o", str(DATA)], 2, ["is not a bundle", "give another -o"]),
+    ],
+    ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else None,
+)  # fmt: skip
+def test_wrong_models_and_words(
+    capsys: pytest.CaptureFixture[str], words: list[str], code: int, needles: list[str]
+) -> None:
+    got = main(["export", *words])
+    shown = capsys.readouterr()
+    assert (got, shown.out) == (code, "") and "Traceback" not in shown.err
+    assert all(needle in shown.err for needle in needles), shown.err
+
+
+@pytest.mark.parametrize(
+    ("blocked", "model", "line"),
+    [
+        ("torch", "bert", "pip install 'pinnace[export]'"),
+        ("onnx_ir", "bert", "pip install 'pinnace[export]'"),
+        ("huggingface_hub", "bert", "pip install 'pinnace[hub]'"),
+    ],
+)
+def test_a_missing_extra_has_its_line(blocked: str, model: str, line: str) -> None:
+    code = f"import sys; sys.modules[{blocked!r}] = None; from pinnace.cli import main; sys.exit(main(sys.argv[1:]))"
+    done = process("-c", code, "export", model, "--task", "qa", cwd=ROOT)
+    assert done.returncode == 4 and line in done.stderr and "Traceback" not in done.stderr
+
+
+def test_a_machine_that_cannot_write(capsys: pytest.CaptureFixture[str]) -> None:
+    if sys.platform != "linux":
+        pytest.skip("/proc is Linux's")
+    assert main(["export", str(DATA / "tiny-mlm"), "-o", "/proc/out", "--no-validate"]) == 5
+    assert "cannot write /proc/out" in capsys.readouterr().err
