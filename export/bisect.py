@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import onnx_ir as ir
-import onnxruntime
 import torch
 from torch import nn
 
 from pinnace.compare import Gate, difference
 from pinnace.export.cases import Case
+from pinnace.runtime.ort import onnxruntime
 
 if TYPE_CHECKING:
     from pinnace.export.interface import Interface

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import onnxruntime
 import torch
 from torch import nn
 
@@ -18,6 +17,7 @@ from pinnace.errors import CheckFailed
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, real_part
 from pinnace.export.interface import PAST, Interface
+from pinnace.runtime.ort import onnxruntime
 from pinnace.spec import TensorSpec
 
 Array = npt.NDArray[Any]
