@@ -21,11 +21,12 @@ from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
 from pinnace.export.passes import tidy
+from pinnace.export.ranges import too_large_for_fp16
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
 from pinnace.export.tracer import trace
-from pinnace.export.validate import Outputs, Validation, run_reference, too_large_for_fp16, validate
+from pinnace.export.validate import Outputs, Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, random_weights, unbound
 from pinnace.export.writer import file_facts, publishing
 from pinnace.models.checkpoint import Checkpoint, Resolution
@@ -221,12 +222,12 @@ class _Build:
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
         traced = trace(lambda: self.head(self.config, **self.model_options), face.call, face.inputs, face.outputs)
-        reference, cases = self._reference(face) if check else (None, ())
+        cases = self._cases(face)
+        reference = self._reference() if check else None
         checks: dict[str, Validation | None] = {}
         variants: dict[str, Variant] = {}
         for precision in precisions:
-            islands = self._islands(precision, reference, face, cases)
-            variants[precision] = self._write(traced.clone(), precision, islands)
+            variants[precision] = self._write(traced.clone(), precision, cases)
             checks[precision] = None
             if reference is not None:
                 self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
@@ -244,34 +245,32 @@ class _Build:
         (self.scratch / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
         return Exported(self.scratch, manifest, record, self.found.unexpected, self.fresh)
 
-    def _reference(self, face: Interface) -> tuple[torch.nn.Module, tuple[Case, ...]]:
+    def _cases(self, face: Interface) -> tuple[Case, ...]:
+        cases = list(grid(face, self.limits))
+        if has_tokenizer(self.scratch) and (case := sentence_case(self.scratch, face)) is not None:
+            cases.append(case)
+        return tuple(cases)
+
+    def _reference(self) -> torch.nn.Module:
         self.say("loading the PyTorch reference")
         with torch.device("meta"):
             model = self.head(self.config, **self.model_options)
         fill(model, self.found, torch.float32)
-        cases = list(grid(face, self.limits))
-        if has_tokenizer(self.scratch) and (case := sentence_case(self.scratch, face)) is not None:
-            cases.append(case)
-        return model.eval(), tuple(cases)
+        reference: torch.nn.Module = model.eval()
+        return reference
 
-    def _islands(
-        self, precision: str, reference: torch.nn.Module | None, face: Interface, cases: Sequence[Case]
-    ) -> tuple[str, ...]:
-        """Modules that an fp16 graph must keep in fp32, found by running the reference."""
-        if precision != "fp16" or reference is None:
-            return ()
-        return tuple(too_large_for_fp16(reference, face, cases))
-
-    def _write(self, model: ir.Model, precision: str, islands: tuple[str, ...]) -> Variant:
+    def _write(self, model: ir.Model, precision: str, cases: Sequence[Case]) -> Variant:
         """Lower a traced model for one precision, bind its weights and save it."""
         lower(model, ROWS[self.target, precision], self.opset)
         tidy(model)
-        if precision == "fp16":
-            to_fp16(model, islands)
         graph = self.graph_names[precision]
+        islands: tuple[str, ...] = ()
         missing = unbound(model).keys() - self.found.bound.keys()
         if missing:
             raise CheckFailed(f"the traced graph has weights that the model lacks: {', '.join(sorted(missing))}")
+        if precision == "fp16":
+            islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
+            to_fp16(model, islands)
         weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision))
         path = self.graph_folder / graph
         ir.save(model, path)

@@ -8,27 +8,38 @@ from typing import Final
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime
 
 from pinnace.export.cases import Case
 from pinnace.quantize.fp16 import float_values
+from pinnace.runtime.ort import onnxruntime
 
-FP16_LIMIT: Final = 32768.0  # half of fp16's largest number, 65504: other inputs may go higher
+# A third of fp16's largest number, since fused operators add up to three tensors inside. Other inputs may go higher.
+FP16_LIMIT: Final = 65504 / 3
 
 
-def too_large_for_fp16(graph: Path, cases: Sequence[Case], limit: float = FP16_LIMIT) -> tuple[str, ...]:
+def too_large_for_fp16(
+    model: ir.Model, written: Path, cases: Sequence[Case], limit: float = FP16_LIMIT
+) -> tuple[str, ...]:
     """Name the nodes that make or read a number beyond ``limit`` on some case; they need fp32.
 
     The peaks are taken inside the graph, so that no layer's numbers have to be kept.
 
     Args:
-        graph: the written fp32 graph; a copy with more outputs is made beside it for a moment.
+        model: a tidied graph with unbound weights, not yet converted.
+        written: the fp32 graph on disk, which has the weights; a probe is made beside it for a moment.
         cases: inputs to run.
         limit: largest magnitude that fp16 is trusted with.
     """
-    probe = ir.load(graph)
-    floats = float_values(probe.graph)
-    watched = [v for node in probe.graph for v in node.outputs if id(v) in floats and (v.uses() or v.is_graph_output())]
+    probe, weights = model.clone(), ir.load(written).graph.initializers
+    for name, value in probe.graph.initializers.items():
+        if value.const_value is None:
+            value.const_value = weights[name].const_value
+    floats, nodes = float_values(probe.graph), list(probe.graph)
+    biases = [
+        v for v in probe.graph.initializers.values() if id(v) in floats and v.shape is not None and len(v.shape) == 1
+    ]
+    made = [v for node in nodes for v in node.outputs if id(v) in floats and (v.uses() or v.is_graph_output())]
+    watched = [*biases, *made]
     del probe.graph.outputs[:]
     for index, value in enumerate(watched):
         size = ir.node("Abs", [value])
@@ -36,7 +47,7 @@ def too_large_for_fp16(graph: Path, cases: Sequence[Case], limit: float = FP16_L
         peak.outputs[0].name, peak.outputs[0].type = f"peak.{index}", ir.TensorType(ir.DataType.FLOAT)
         probe.graph.extend([size, peak])
         probe.graph.outputs.append(peak.outputs[0])
-    path = graph.with_name("ranges.onnx")
+    path = written.with_name("ranges.onnx")
     try:
         ir.save(probe, path)
         options = onnxruntime.SessionOptions()
@@ -47,4 +58,4 @@ def too_large_for_fp16(graph: Path, cases: Sequence[Case], limit: float = FP16_L
         path.unlink(missing_ok=True)
     peaks = np.max(runs, axis=0)
     hot = {id(value) for value, peak in zip(watched, peaks, strict=True) if not peak <= limit}
-    return tuple(str(n.name) for n in probe.graph if n.name and any(id(v) in hot for v in (*n.inputs, *n.outputs)))
+    return tuple(str(node.name) for node in nodes if any(id(v) in hot for v in (*node.inputs, *node.outputs)))

@@ -101,7 +101,7 @@ class Pooling:
 class Variant:
     """One precision of a bundle: its graph, the files that the graph reads, and how it was lowered.
 
-    ``islands`` names the modules that an fp16 graph computes in fp32.
+    ``islands`` names the nodes that an fp16 graph computes in fp32.
     """
 
     target: str
@@ -172,7 +172,7 @@ class Manifest:
         manifest: Manifest = _build(cls, data, MANIFEST_NAME)
         for name in (*manifest.files, *(v.graph for v in manifest.variants.values())):
             if not is_plain_name(name):
-                raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is not a plain name inside the bundle")
+                raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is no plain name inside the bundle")
         return manifest
 
 
@@ -188,7 +188,7 @@ T = TypeVar("T")
 def _build(kind: Any, data: Any, where: str) -> Any:
     """Turn parsed JSON into ``kind``, a dataclass or a type built of the few that a manifest uses."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind):
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         return _build_dataclass(kind, data, where)
     if origin is tuple:
         if not isinstance(data, list):

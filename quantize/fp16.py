@@ -3,66 +3,70 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Final
 
 import numpy as np
 import onnx_ir as ir
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
+_SIZE_READERS: Final = frozenset({"Shape", "Size"})  # they read no numbers, so no Cast stands before them
+_NO_FLOATS: Final = frozenset(
+    {"Shape", "Size", "ArgMax", "NonZero", "Cast", "LessOrEqual", "Less", "Greater", "GreaterOrEqual", "Equal"}
+    | {"And", "Or", "Not"}
+)
+
+
+def float_values(graph: ir.Graph) -> dict[int, ir.Value]:
+    """Every fp32 value of a lowered graph by identity, inner ones too, whose types are not written down.
+
+    Args:
+        graph: inputs and initializers have types; a lowered graph casts to integers and booleans only.
+    """
+    found = {id(v): v for v in (*graph.inputs, *graph.initializers.values()) if v.dtype == FLOAT}
+    for node in graph:
+        if node.op_type not in _NO_FLOATS and any(id(value) in found for value in node.inputs):
+            found |= {id(value): value for value in node.outputs if value.dtype in (FLOAT, None)}
+    return found
 
 
 def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
     """Rewrite a lowered fp32 graph in place to compute in half precision.
 
     1. Weights are stored as fp16; small constants are converted.
-    2. Nodes whose module lies in ``islands`` (``/bert/encoder/layer.3/output``, say) compute in fp32; a Cast stands on
-       each edge between an island and the rest, none between two nodes of islands.
+    2. Nodes named in ``islands`` compute in fp32; a Cast stands on each edge between an island and the rest, none
+       between two nodes of islands.
     3. Graph inputs and outputs keep their types, so that every precision is called the same way.
 
     Args:
         model: a tidied graph with unbound weights.
-        islands: prefixes of node names.
+        islands: names of nodes.
 
     Returns:
         whether anything was changed.
     """
     graph = model.graph
-    wide = {id(value) for value in graph.inputs if value.dtype == FLOAT}  # values that stay fp32
-    floats = set(wide)
+    floats = float_values(graph)
+    wide = {id(value) for value in graph.inputs if id(value) in floats}  # values that stay fp32
     for value in graph.initializers.values():
-        if value.dtype == FLOAT:
-            floats.add(id(value))
+        if id(value) in floats:
             _halve(value)
     casts: dict[tuple[int, ir.DataType], ir.Value] = {}
     for node in list(graph):
-        is_island = any(node.name is not None and f"{node.name}/".startswith(f"{prefix}/") for prefix in islands)
-        for index, value in enumerate(node.inputs):
-            if value is not None and id(value) in floats and (id(value) in wide) != is_island:
-                wanted = FLOAT if is_island else HALF
-                node.replace_input_with(index, _cast(graph, node, value, wanted, casts))
-        if _gives_floats(node, floats, casts):
-            for value in node.outputs:
-                if value.dtype in (FLOAT, None) and not _is_integer_output(node):
-                    floats.add(id(value))
-                    if is_island:
-                        wide.add(id(value))
-                    value.type = ir.TensorType(FLOAT if is_island else HALF)
+        is_island = node.name in islands
+        for index, read in enumerate(node.inputs):
+            if read is None or id(read) not in floats or node.op_type in _SIZE_READERS:
+                continue
+            if (id(read) in wide) != is_island:
+                node.replace_input_with(index, _cast(graph, node, read, FLOAT if is_island else HALF, casts))
+        for made in node.outputs:
+            if id(made) in floats:
+                made.type = ir.TensorType(FLOAT if is_island else HALF)
+                if is_island:
+                    wide.add(id(made))
     for index, value in enumerate(graph.outputs):
         if id(value) in floats and id(value) not in wide:
             graph.outputs[index] = _widened(graph, value)
     return bool(floats)
-
-
-_INTEGER_RESULTS = frozenset({"Shape", "Size", "ArgMax", "NonZero"})
-_BOOL_RESULTS = frozenset({"LessOrEqual", "Less", "Greater", "GreaterOrEqual", "Equal", "And", "Or", "Not"})
-
-
-def _is_integer_output(node: ir.Node) -> bool:
-    return node.op_type in _INTEGER_RESULTS | _BOOL_RESULTS or node.op_type == "Cast"
-
-
-def _gives_floats(node: ir.Node, floats: set[int], casts: dict[tuple[int, ir.DataType], ir.Value]) -> bool:
-    made = {id(value) for value in casts.values()}
-    return any(value is not None and (id(value) in floats or id(value) in made) for value in node.inputs)
 
 
 def _halve(value: ir.Value) -> None:
@@ -73,7 +77,11 @@ def _halve(value: ir.Value) -> None:
 
 
 def _cast(
-    graph: ir.Graph, before: ir.Node, value: ir.Value, wanted: ir.DataType, casts: dict[tuple[int, ir.DataType], ir.Value]
+    graph: ir.Graph,
+    before: ir.Node,
+    value: ir.Value,
+    wanted: ir.DataType,
+    casts: dict[tuple[int, ir.DataType], ir.Value],
 ) -> ir.Value:
     """The value in the wanted type; one Cast serves all its readers."""
     key = (id(value), wanted)
