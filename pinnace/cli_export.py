@@ -6,12 +6,18 @@ import difflib
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Final
 
 from pinnace.cli_inputs import FORMS, near_path
 from pinnace.cli_output import Console, size
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.models.registry import ARCHS
+
+# Flags that are arguments of the builder under the same name; what is not given is left to its defaults.
+_PASSED: Final = (
+    "task", "output", "precision", "target", "opset", "static", "hidden_states", "attentions", "all_logits",
+    "random_weights", "config", "init_missing", "allow_pickle", "layout", "subfolder",
+)  # fmt: skip
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -27,33 +33,14 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     model = arguments.model
     if model.startswith("~"):
         model = str(Path(model).expanduser())
+    given = {name: value for name in _PASSED if (value := getattr(arguments, name)) not in (None, False)}
     hub = HubOptions(
-        revision=arguments.revision or "main",
+        revision=arguments.revision or HubOptions.revision,
         cache_dir=arguments.cache_dir,
         local_files_only=arguments.local_files_only,
     )
     try:
-        exported = export(
-            model,
-            task=arguments.task,
-            output=arguments.output,
-            precision=arguments.precision or "fp32",
-            target=arguments.target or "ort",
-            opset=arguments.opset,
-            static=arguments.static,
-            hidden_states=arguments.hidden_states,
-            attentions=arguments.attentions,
-            all_logits=arguments.all_logits,
-            random_weights=arguments.random_weights,
-            config=arguments.config or "",
-            init_missing=arguments.init_missing,
-            allow_pickle=arguments.allow_pickle,
-            layout=arguments.layout or "flat",
-            validate=not arguments.no_validate,
-            hub=hub,
-            subfolder=arguments.subfolder or "",
-            progress=console.stage,
-        )
+        exported = export(model, **given, validate=not arguments.no_validate, hub=hub, progress=console.stage)
     except (CheckpointError, UsageError) as error:
         if hint := near_model(model):
             raise type(error)(f"{error}{hint}") from error

@@ -48,7 +48,7 @@ def test_module_is_the_same_command(tmp_path: Path) -> None:
     done = process(*words, cwd=tmp_path, env=environ)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("out\n  BertModel for feature-extraction, from tiny-embed\n")
-    assert "fp32 (ort, opset 21): model.onnx" in done.stdout and "not validated" in done.stdout
+    assert "fp32 (ort, opset " in done.stdout and "model.onnx" in done.stdout and "not validated" in done.stdout
     assert done.stderr.splitlines()[-1] == 'next: pinnace run out "It works."'
 
 
