@@ -1,0 +1,75 @@
+"""The wheel: it has every package and file, is small, and serves where nothing but the core is there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.test_facade import HEAVY
+
+ROOT = Path(__file__).resolve().parent.parent
+SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+FOLDERS = {"pinnace": "pinnace", **SETUP["package-dir"]}
+MOST_BYTES = 15_000_000
+
+
+def test_packages_are_the_folders() -> None:
+    links = {path.name for path in (ROOT / "pinnace").iterdir() if path.is_symlink()}
+    assert set(SETUP["packages"]) == {"pinnace", *(f"pinnace.{name}" for name in links)}
+    assert {"pinnace": "pinnace", **{f"pinnace.{name}": name for name in links}} == FOLDERS
+    for folder in FOLDERS.values():
+        inner = [path.parent.name for path in (ROOT / folder).glob("*/__init__.py") if not path.parent.is_symlink()]
+        assert inner == [], "a package inside a package is missing from the wheel"
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The wheel, built from a copy, so that nothing is left in the checkout."""
+    copy = tmp_path_factory.mktemp("wheel")
+    for folder in FOLDERS.values():
+        ignore = shutil.ignore_patterns("__pycache__", *(FOLDERS.values() if folder == "pinnace" else ()))
+        shutil.copytree(ROOT / folder, copy / folder, ignore=ignore)
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(copy / "dist"), str(copy)]
+    subprocess.run(command, check=True, capture_output=True, cwd=copy, timeout=120)
+    return next((copy / "dist").glob("*.whl"))
+
+
+@pytest.mark.slow
+def test_the_wheel_has_every_file_and_little_weight(wheel: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        sizes = {info.filename: info.file_size for info in archive.infolist()}
+    for package, folder in FOLDERS.items():
+        for path in (ROOT / folder).glob("*.py"):
+            assert f"{package.replace('.', '/')}/{path.name}" in sizes
+    assert "pinnace/py.typed" in sizes and any(name.endswith("entry_points.txt") for name in sizes)
+    assert sum(sizes.values()) < MOST_BYTES
+
+
+@pytest.mark.slow
+def test_the_wheel_answers_without_any_extra(wheel: Path, bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path)
+    code = f"""
+import sys
+sys.path.insert(0, {str(tmp_path)!r})
+for name in {HEAVY}: sys.modules[name] = None
+import pinnace
+assert pinnace.__file__.startswith({str(tmp_path)!r}), pinnace.__file__
+from pinnace.cli import main
+sys.exit(main(["run", {str(bundle_of("tiny-classify"))!r}, "some text", "--quiet"]))
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)[0]["label"]
