@@ -85,6 +85,7 @@ def export(
     all_logits: bool = False,
     random_weights: bool = False,
     config: str = "",
+    labels: Sequence[str] | None = None,
     init_missing: bool = False,
     allow_pickle: bool = False,
     layout: str = "flat",
@@ -108,6 +109,7 @@ def export(
         all_logits: a causal task gives logits for every position.
         random_weights: no checkpoint: random weights in the configured shape.
         config: ``key=value,...`` applied to the configuration.
+        labels: names of a classifier's labels, in the order of its logits; None takes the checkpoint's own.
         init_missing: give missing weights fresh random numbers instead of failing.
         allow_pickle: accept a pickle checkpoint where there are no safetensors.
         layout: ``flat``, or ``hub`` (graphs in ``onnx/``, as transformers.js reads them).
@@ -127,7 +129,7 @@ def export(
     say = progress or (lambda _line: None)
     origin = find_origin(
         model, task, hub=hub or HubOptions(), subfolder=subfolder, random_weights=random_weights,
-        allow_pickle=allow_pickle, changes=config,
+        allow_pickle=allow_pickle, changes=config, labels=labels,
     )  # fmt: skip
     options = Options(dict(static or {}), hidden_states, attentions, all_logits)
     folder = Path(output) if output is not None else Path(f"{_short_name(model)}-{origin.task.name}")

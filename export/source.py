@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ def find_origin(
     random_weights: bool = False,
     allow_pickle: bool = False,
     changes: str = "",
+    labels: Sequence[str] | None = None,
 ) -> Origin:
     """Resolve the model's name to a folder, a configuration, a task and a head.
 
@@ -49,6 +51,7 @@ def find_origin(
         random_weights: only the configuration is needed; a catalog name then stands for the default shape.
         allow_pickle: accept a pickle where there are no safetensors.
         changes: ``key=value,...`` applied to the configuration.
+        labels: names of the labels, in the order of the logits; None keeps the configuration's.
 
     Raises:
         UsageError: an unknown word. CheckpointError: nothing there, or no Hub in reach. ConfigError: bad values.
@@ -81,10 +84,25 @@ def find_origin(
         found, head = find_task(task or _own_task(config, model), arch.name)
     if changes:
         config.update_from_string(changes)
+    if labels is not None:
+        _name_labels(config, labels, fixed=folder is not None and not random_weights)
     if found.causal:
         config.update({"is_decoder": True})
     config.architectures = [head]
     return Origin(folder, source, arch, config, found, head)
+
+
+def _name_labels(config: Any, labels: Sequence[str], *, fixed: bool) -> None:
+    """Name the labels; their number is ``fixed`` where there are weights for it."""
+    if len(set(labels)) != len(labels) or not labels:
+        twice = sorted({label for label in labels if list(labels).count(label) > 1})
+        raise UsageError(f"labels must be at least one and all different, got {len(labels)}, twice: {twice or 'none'}")
+    if fixed and len(labels) != config.num_labels:
+        raise UsageError(
+            f"{len(labels)} labels are given, and the model has {config.num_labels}; give one for each "
+            f"(--config num_labels={len(labels)} changes their number, for a head that is made afresh)"
+        )
+    config.update({"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}})
 
 
 def _required(task: str | None, model: str) -> str:

@@ -35,6 +35,7 @@ _ROWS: Final = (
             Flag("all-logits", "give a causal model's logits for every position, not only the last"),
             Flag("random-weights", "no checkpoint: random weights in the configured shape, for work on latency"),
             Flag("config", "changes of the configuration, such as num_hidden_layers=2", "K=V,..."),
+            Flag("labels", "names of a classifier's labels in order: a,b,c or @FILE with one a line", "LABELS"),
             Flag("init-missing", "give weights that the checkpoint lacks random numbers, rather than fail"),
             Flag("allow-pickle", "read a pickle checkpoint where there are no safetensors; only of a source you trust"),
             Flag("layout", "flat, or hub: graphs in onnx/, as transformers.js reads them", choices=LAYOUTS),

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from pinnace.cli_inputs import FORMS, near_path
+from pinnace.cli_inputs import FORMS, near_path, read_labels
 from pinnace.cli_output import Console, size
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.models.registry import ARCHS
@@ -34,6 +34,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     if model.startswith("~"):
         model = str(Path(model).expanduser())
     given = {name: value for name in _PASSED if (value := getattr(arguments, name)) not in (None, False)}
+    if arguments.labels is not None:
+        given["labels"] = read_labels("labels", arguments.labels)
     hub = HubOptions(
         revision=arguments.revision or HubOptions.revision,
         cache_dir=arguments.cache_dir,

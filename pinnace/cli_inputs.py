@@ -118,8 +118,12 @@ def shared_options(task: str, given: Mapping[str, Any]) -> dict[str, Any]:
     return {option: given[option]} if option and given.get(option) is not None else {}
 
 
-def read_labels(said: str) -> list[str]:
+def read_labels(flag: str, said: str) -> list[str]:
     """Read labels from ``a,b,c``, or one a line from ``@FILE``.
+
+    Args:
+        flag: the flag, without dashes, for the message.
+        said: what the user gave.
 
     Raises:
         UsageError: no such file, or no label in it.
@@ -135,7 +139,7 @@ def read_labels(said: str) -> list[str]:
             raise UsageError(f"cannot read the labels' file {path}: {reason}") from None
     found = [label.strip() for label in labels if label.strip()]
     if not found:
-        raise UsageError(f"--candidate-labels {said!r} holds no label; expected a,b,c or @FILE with one label a line")
+        raise UsageError(f"--{flag} {said!r} holds no label; expected a,b,c or @FILE with one label a line")
     return found
 
 

@@ -45,7 +45,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         raise unknown_word("task that answers on the command line", task, FORMS)
     given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
     if given["candidate_labels"] is not None:
-        given["candidate_labels"] = read_labels(given["candidate_labels"])
+        given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
     text = None if arguments.text == "-" else arguments.text
     single = one_input(task, text, given)
     source = arguments.input or ("-" if arguments.text == "-" else None)

@@ -62,6 +62,23 @@ def test_fresh_and_unexpected_weights_are_told(capsys: pytest.CaptureFixture[str
     assert "warning: the model has no place for" in err and "cls.predictions" in err
 
 
+def test_labels_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    labels = tmp_path / "labels.txt"
+    words = ["export", str(DATA / "tiny-mlm"), "--task", "ner", "-o", "out", "--no-validate", "--init-missing"]
+    words += ["--labels", f"@{labels}"]
+    assert main(words) == 2
+    assert f"cannot read the labels' file {labels}" in capsys.readouterr().err
+    labels.write_text("O\nTERM\nDEF\n")
+    assert main(words) == 2
+    assert "3 labels are given, and the model has 2" in capsys.readouterr().err
+    assert main([*words, "--config", "num_labels=3"]) == 0
+    assert json.loads(Path("out/manifest.json").read_text())["labels"] == ["O", "TERM", "DEF"]
+    assert json.loads(Path("out/config.json").read_text())["label2id"] == {"O": 0, "TERM": 1, "DEF": 2}
+    labels.write_text("O\nO\n")
+    assert main(words) == 2
+    assert "twice: ['O']" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("words", "code", "needles"),
     [
