@@ -6,19 +6,21 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import glob
 import hashlib
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final
+from typing import Final, TextIO
 
-from pinnace.errors import MachineError, UsageError
+from pinnace.errors import MachineError, PinnaceError, UsageError
 from pinnace.spec import MANIFEST_NAME, FileFact
 
 _RENAME_EXCHANGE: Final = 2  # renameat2(2): both names swap in one step
 _AT_FDCWD: Final = -100
+_ASIDE: Final = ".old"
 
 
 @contextlib.contextmanager
@@ -26,27 +28,27 @@ def publishing(target: Path) -> Iterator[Path]:
     """Give a scratch folder that becomes ``target`` when the block ends well, and vanishes when it does not.
 
     Args:
-        target: the bundle's folder; an older bundle there is replaced, any other content is refused.
+        target: the bundle's folder; an older bundle there is replaced, any other content is refused. Links are
+            followed: what they point to is replaced.
 
     Raises:
         UsageError: ``target`` is a file, or a folder that holds something other than a bundle.
         MachineError: another process holds the target, or the disk is full or read-only.
     """
-    target = target.absolute()
+    target = _resolved(target)
     _refuse_foreign(target)
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with _locked(target):
-            for left in target.parent.glob(f".{target.name}.partial-*"):
-                shutil.rmtree(left, ignore_errors=True)
+            _clean_up(target)
             scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.partial-", dir=target.parent))
             scratch.chmod(0o755)
             yield scratch
             _flush(scratch)
             _swap_in(scratch, target)
     except OSError as error:
-        if isinstance(error, MachineError):
+        if isinstance(error, PinnaceError):
             raise
         raise _machine_error(error, target) from None
     finally:
@@ -54,8 +56,25 @@ def publishing(target: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _resolved(target: Path) -> Path:
+    try:
+        return target.resolve()
+    except (OSError, RuntimeError) as error:
+        raise UsageError(f"{target} is a link that leads nowhere: {error}; give another -o") from None
+
+
+def _clean_up(target: Path) -> None:
+    """Remove what runs that were killed left behind; an old bundle that was set aside comes back first."""
+    left = sorted(target.parent.glob(f".{glob.escape(target.name)}.partial-*"))
+    for aside in left:
+        if aside.suffix == _ASIDE and not target.exists():
+            aside.rename(target)
+    for folder in left:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _refuse_foreign(target: Path) -> None:
-    if target.is_symlink() or target.exists():
+    if target.exists():
         if not target.is_dir():
             raise UsageError(f"{target} is not a folder; give another -o")
         if any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
@@ -65,21 +84,35 @@ def _refuse_foreign(target: Path) -> None:
 @contextlib.contextmanager
 def _locked(target: Path) -> Iterator[None]:
     path = target.parent / f".{target.name}.lock"
-    with path.open("a+") as file:
+    with _lock_file(path, target) as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "another process"
-            raise MachineError(f"{target} is being written by {holder}; wait for it or give another -o") from None
-        file.truncate(0)
-        file.write(f"process {os.getpid()}")
-        file.flush()
-        try:
+            file.truncate(0)
+            file.write(f"process {os.getpid()}")
+            file.flush()
             yield
         finally:
             # Removed while still held, so that whoever waits next makes a new file rather than locking a ghost.
             path.unlink(missing_ok=True)
+
+
+def _lock_file(path: Path, target: Path) -> TextIO:
+    """Open and lock the file at ``path``, and not one that its last holder has just removed."""
+    while True:
+        file = path.open("a+")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            with contextlib.suppress(FileNotFoundError):
+                if os.path.samestat(path.stat(), os.fstat(file.fileno())):
+                    return file
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "another process"
+            file.close()
+            raise MachineError(f"{target} is being written by {holder}; wait for it or give another -o") from None
+        except BaseException:
+            file.close()
+            raise
+        file.close()
 
 
 def _flush(folder: Path) -> None:
@@ -101,7 +134,7 @@ def _swap_in(scratch: Path, target: Path) -> None:
     if not target.exists():
         scratch.rename(target)
     elif not _exchange(scratch, target):
-        aside = scratch.with_name(scratch.name + ".old")
+        aside = scratch.with_name(scratch.name + _ASIDE)
         target.rename(aside)
         scratch.rename(target)
         shutil.rmtree(aside, ignore_errors=True)
@@ -124,8 +157,12 @@ def _machine_error(error: OSError, target: Path) -> MachineError:
         errno.EROFS: "the file system is read-only; give another -o",
         errno.EACCES: "this user may not write there; give another -o",
     }
+    reason = error.strerror or str(error)
+    named = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else target
+    if target.parent not in named.parents and named not in target.parents:
+        return MachineError(f"cannot use {named}: {reason}; nothing was written")
     remedy = remedies.get(error.errno or 0, "give another -o")
-    return MachineError(f"cannot write {target}: {error.strerror or error}; nothing was changed. Remedy: {remedy}")
+    return MachineError(f"cannot write {target}: {reason}; nothing was changed. Remedy: {remedy}")
 
 
 def file_facts(folder: Path) -> dict[str, FileFact]:
