@@ -15,7 +15,7 @@ from pinnace import __version__
 from pinnace.cli_commands import COMMANDS
 from pinnace.cli_flags import ON, help_text, read_arguments
 from pinnace.cli_output import Console
-from pinnace.errors import MachineError, PinnaceError, unknown_word
+from pinnace.errors import MachineError, PinnaceError, UsageError, unknown_word
 
 INTERRUPTED: Final = 130
 _MEMORY_WORDS: Final = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
@@ -63,9 +63,8 @@ def _dispatch(words: list[str], console: Console) -> int:
     if name == ["help"]:
         name, rest = rest[:1], [*rest[1:], "--help"]
     if not name:
-        unknown = next((word for word in before if word not in ("-h", "--help")), None)
-        if unknown is not None:
-            raise unknown_word("flag", unknown, ["--help", "--version"])
+        if before and not {"-h", "--help"} & {*before}:
+            raise UsageError(f"{before[0]} comes with a command, one of {', '.join(COMMANDS)}, or see pinnace --help")
         console.result(overview())
         return 0
     if name[0] not in COMMANDS:

@@ -19,6 +19,8 @@ _PASSED: Final = (
     "random_weights", "config", "init_missing", "allow_pickle", "layout", "subfolder",
 )  # fmt: skip
 
+_TOKENIZER_FILES: Final = frozenset({"tokenizer.json", "vocab.txt"})
+
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
     """Export; the flags are those of the command table."""
@@ -55,7 +57,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         console.result(summary(exported, console.seconds))
     folder = shlex.quote(str(exported.path))
     form = FORMS.get(exported.manifest.task)
-    console.next(f"pinnace run {folder} {form.example}" if form else f"pinnace verify {folder}")
+    speaks = form is not None and _TOKENIZER_FILES & set(exported.manifest.files)
+    console.next(f"pinnace run {folder} {form.example}" if form and speaks else f"pinnace inspect {folder}")
     return 0
 
 

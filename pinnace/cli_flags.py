@@ -13,7 +13,7 @@ from typing import Any, Final, NoReturn
 from pinnace.errors import UsageError, unknown_word
 
 ON: Final = ("1", "true", "yes", "on")
-OFF: Final = ("", "0", "false", "no", "off")
+OFF: Final = ("0", "false", "no", "off")
 
 Convert = Callable[[str, str], Any]
 
@@ -23,8 +23,14 @@ def as_text(_flag: str, value: str) -> Any:
     return value
 
 
-def as_path(_flag: str, value: str) -> Any:
-    """Expand ``~``, which a shell leaves alone in ``--flag=~/folder``; ``-`` stands for a standard stream."""
+def as_path(flag: str, value: str) -> Any:
+    """Expand ``~``, which a shell leaves alone in ``--flag=~/folder``; ``-`` stands for a standard stream.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if not value:
+        raise UsageError(f"{flag} is empty; expected a path")
     return value if value == "-" else str(Path(value).expanduser())
 
 
@@ -112,7 +118,7 @@ class Flag:
             value = self.read(said, self.variable)
             return [value] if self.repeated else value
         if said.lower() not in ON + OFF:
-            raise UsageError(f"{self.variable} is {said!r}; expected one of {', '.join(ON)} or {', '.join(OFF[1:])}")
+            raise UsageError(f"{self.variable} is {said!r}; expected one of {', '.join(ON)} or {', '.join(OFF)}")
         return said.lower() in ON
 
 
@@ -181,7 +187,7 @@ def read_arguments(command: Command, argv: Sequence[str], environ: Mapping[str, 
         extra = words[len(command.positionals)]
         raise UsageError(f"{extra!r} is one argument too many.\n  usage: {command.usage}")
     for positional, word in zip(command.positionals, [*words, *[None] * len(command.positionals)], strict=False):
-        if word is None and positional.required:
+        if not word and positional.required:
             raise UsageError(
                 f"{command.name} needs {positional.name}, {positional.help}.\n  for example: {command.examples[0]}"
             )
@@ -247,7 +253,7 @@ def _known_words(command: Command, rest: Sequence[str]) -> list[str]:
 def _value(flag: Flag, given: Any, environ: Mapping[str, str]) -> Any:
     if given is None:
         said = environ.get(flag.variable)
-        if said is not None:
+        if said:  # an empty variable is how many tools say "not set"
             return flag.read_variable(said)
         return None if flag.value or flag.choices else False
     if given is True:

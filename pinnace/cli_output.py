@@ -8,6 +8,7 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TextIO
 
 from pinnace.errors import NumericalError
@@ -29,8 +30,9 @@ class Console:
 
     def __init__(self, environ: Mapping[str, str] = os.environ) -> None:
         self.quiet = self.verbose = self.json = False
-        self.out: TextIO = sys.stdout
-        self.err: TextIO = sys.stderr
+        # A stream that was closed before the start, as by >&-, is None.
+        self.out: TextIO = sys.stdout or _nowhere()
+        self.err: TextIO = sys.stderr or _nowhere()
         for stream in (self.out, self.err):
             # Names of files may hold bytes that are no text; they must not break a message.
             if callable(change := getattr(stream, "reconfigure", None)):
@@ -116,6 +118,10 @@ class Console:
 
     def _coloured(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self._colour else text
+
+
+def _nowhere() -> TextIO:
+    return Path(os.devnull).open("w", encoding="utf-8")  # open until the process ends
 
 
 def is_utf8(stream: TextIO) -> bool:

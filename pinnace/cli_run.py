@@ -51,7 +51,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     source = arguments.input or ("-" if arguments.text == "-" else None)
     if single is not None and source is not None:
         raise UsageError("both one input (TEXT or flags) and lines (--input) are given; give one of them")
-    if single is None and source is None:
+    implied = single is None and source is None
+    if implied:
         source = _piped(task)
     pipe = pipeline(
         task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
@@ -65,6 +66,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         results = _answers(pipe, items, options)
     facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
     count = _write(results, facts, arguments.output, console)
+    if implied and not count:
+        raise UsageError("nothing to answer: standard input is empty; give TEXT or --input FILE")
     console.detail(f"{count} answered in {console.seconds:.2f} s")
     _say_next(arguments, console, lines=single is None)
     return 0

@@ -80,7 +80,9 @@ def test_help_names_every_flag(cli: Cli, command: Command) -> None:
     ("words", "code", "needles"),
     [
         (["exprt", "bert"], 2, ["'exprt'", "Did you mean 'export'?"]),
-        (["--jsn"], 2, ["'--jsn'"]),
+        (["--jsn"], 2, ["--jsn comes with a command", "export, run"]),
+        (["run", "", "text"], 2, ["needs BUNDLE"]),
+        (["export", "bert", "--output="], 2, ["--output is empty"]),
         (["export"], 2, ["needs MODEL", "for example: pinnace export bert --task qa"]),
         (["export", "bert", "--tsk", "qa"], 2, ["'--tsk'", "Did you mean '--task'?"]),
         (["export", "bert", "--task=qaa"], 2, ["'qaa'", "Did you mean 'qa'?"]),
@@ -122,6 +124,7 @@ def test_every_flag_has_a_variable_and_wins_over_it(command: Command, flag: Flag
         assert getattr(read_arguments(command, [*words, name, good], {}), flag.key) == want
         assert getattr(read_arguments(command, words, {flag.variable: good}), flag.key) == want
         assert getattr(read_arguments(command, words, {}), flag.key) is None
+        assert getattr(read_arguments(command, words, {flag.variable: ""}), flag.key) is None
         if flag.choices:
             first = read_arguments(command, [*words, name, flag.choices[0]], {flag.variable: good})
             assert getattr(first, flag.key) == flag.choices[0]
@@ -130,6 +133,7 @@ def test_every_flag_has_a_variable_and_wins_over_it(command: Command, flag: Flag
     else:
         assert getattr(read_arguments(command, [*words, name], {flag.variable: "0"}), flag.key) is True
         assert getattr(read_arguments(command, words, {flag.variable: "Yes"}), flag.key) is True
+        assert getattr(read_arguments(command, words, {flag.variable: "off"}), flag.key) is False
         assert getattr(read_arguments(command, words, {flag.variable: ""}), flag.key) is False
         with pytest.raises(UsageError, match=f"{flag.variable} is 'perhaps'"):
             read_arguments(command, words, {flag.variable: "perhaps"})
@@ -262,6 +266,16 @@ def test_json_is_one_object(cli: Cli, tmp_path: Path) -> None:
     tasks = {row["task"]: row for row in json.loads(cli("tasks", "--json")[1])["tasks"]}
     assert tasks["question-answering"]["takes"] == ["TEXT", "--context"]
     assert {"level", "findings"} == set(json.loads(cli("doctor", "--json")[1]))
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", ">/dev/full"])
+def test_closed_and_full_streams(closed: str) -> None:
+    command = f"exec {sys.executable} -m pinnace tasks {closed}"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, encoding="utf-8", cwd=DATA.parent.parent)
+    assert done.returncode == (5 if "full" in closed else 0)
+    assert "Traceback" not in done.stderr
+    assert ("No space left" in done.stderr) == ("full" in closed)
+    assert ("question-answering" in done.stdout) == (closed == "2>&-")
 
 
 def test_json_never_holds_nan() -> None:

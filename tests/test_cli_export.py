@@ -62,6 +62,15 @@ def test_fresh_and_unexpected_weights_are_told(capsys: pytest.CaptureFixture[str
     assert "warning: the model has no place for" in err and "cls.predictions" in err
 
 
+def test_random_weights_need_no_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["export", "bert", "--task", "classify", "--random-weights", "--no-validate", "-o", "out"]
+    words += ["--config", "num_hidden_layers=1,hidden_size=16,num_attention_heads=2,intermediate_size=8,vocab_size=9"]
+    assert main(words) == 0
+    shown = capsys.readouterr()
+    assert "bert (random weights)" in shown.out
+    assert shown.err.splitlines()[-1] == "next: pinnace inspect out"  # it has no tokenizer, so it cannot be run
+
+
 def test_labels_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     labels = tmp_path / "labels.txt"
     words = ["export", str(DATA / "tiny-mlm"), "--task", "ner", "-o", "out", "--no-validate", "--init-missing"]

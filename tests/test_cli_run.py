@@ -171,6 +171,14 @@ def test_nothing_to_answer_on_a_terminal(cli: Cli, monkeypatch: pytest.MonkeyPat
     assert code == 2 and "give TEXT, or --input FILE" in err
 
 
+def test_empty_input(cli: Cli, monkeypatch: pytest.MonkeyPatch, bundle_of: Bundles) -> None:
+    feed(monkeypatch, b"\n")
+    code, out, err = cli(bundle_of("tiny-classify"))
+    assert (code, out) == (2, "") and "standard input is empty" in err
+    feed(monkeypatch, b"")
+    assert cli(bundle_of("tiny-classify"), "-i", "-")[:2] == (0, "")
+
+
 def test_a_failed_run_leaves_the_old_answers(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:
     source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
     source.write_bytes(b"good\n" * 3000 + b"\xff\n")
