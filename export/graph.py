@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -10,8 +9,7 @@ import numpy as np
 import onnx_ir as ir
 
 SEMANTIC_DOMAIN: Final = "pinnace"
-SCOPES: Final = "pkg.torch.onnx.name_scopes"
-WRAPPER: Final = "model"  # attribute under which the traced module keeps the model
+MODULE: Final = "module"  # key of a node's note: the dotted path of the module it came from
 Row = Callable[["Emitter"], Sequence[ir.Value]]
 
 
@@ -82,16 +80,6 @@ class Constants:
         return self._graph.initializers[name]
 
 
-def scope_of(node: ir.Node) -> str:
-    """Dotted path of the module that a traced node belongs to, such as ``bert.encoder.layer.0.output``."""
-    scopes = node.metadata_props.get(SCOPES)
-    if not scopes:
-        return ""
-    path = ast.literal_eval(scopes)[:-1]
-    innermost = next((p for p in reversed(path) if p and not p.startswith("_empty")), "")
-    return innermost.removeprefix(WRAPPER).removeprefix(".")
-
-
 def lower(model: ir.Model, rows: Mapping[str, Row], opset: int) -> None:
     """Replace every semantic node of the graph, in place, by what its row emits.
 
@@ -116,20 +104,7 @@ def lower(model: ir.Model, rows: Mapping[str, Row], opset: int) -> None:
         ir.convenience.replace_nodes_and_values(
             graph, node, [node], emitter.nodes, [old for old, _ in kept], [new_value for _, new_value in kept]
         )
-    _store_constants(graph, constants)
     model.opset_imports.clear()
     for node in graph:
         model.opset_imports[node.domain] = opset if node.domain == "" else 1
     model.opset_imports[""] = opset
-
-
-def _store_constants(graph: ir.Graph, constants: Constants) -> None:
-    """Turn the tracer's Constant nodes into initializers, each content once."""
-    for node in list(graph):
-        if node.domain == "" and node.op_type == "Constant":
-            (attribute,) = node.attributes.values()
-            is_tensor = attribute.type == ir.AttributeType.TENSOR
-            array = attribute.as_tensor().numpy() if is_tensor else np.asarray(attribute.value)
-            stored = constants.get(array.tolist(), array.dtype.name)
-            ir.convenience.replace_all_uses_with(node.outputs[0], stored, replace_graph_outputs=True)
-            graph.remove(node, safe=True)

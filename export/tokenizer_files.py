@@ -11,7 +11,8 @@ from pinnace.runtime.tokenizer import load_tokenizer
 from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024
-_PLAIN: Final = ("tokenizer.json", "vocab.txt", "config_sentence_transformers.json", "sentence_bert_config.json")
+_SENTENCE: Final = "sentence_bert_config.json"
+_PLAIN: Final = ("tokenizer.json", "vocab.txt", "config_sentence_transformers.json", _SENTENCE)
 _FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _POOLING: Final = "1_Pooling/config.json"
 _MODULES: Final = "modules.json"
@@ -67,8 +68,25 @@ def complete_tokenizer(folder: Path) -> dict[str, int]:
     tokenizer = load_tokenizer(folder)
     if not (folder / "tokenizer.json").is_file():
         tokenizer.save_pretrained(folder)
+    _state_sentence_length(folder)
     named = sorted(tokenizer.special_tokens_map.items())
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named}
+
+
+def _state_sentence_length(folder: Path) -> None:
+    """Say in the tokenizer's settings to how many tokens a sentence-transformers model cuts its texts.
+
+    fastembed looks only there, and would cut at the longest row that the model can take: other vectors for long texts.
+    """
+    if not (folder / _MODULES).is_file() or not (folder / _SENTENCE).is_file():
+        return
+    length = _object(folder / _SENTENCE).get("max_seq_length")
+    if type(length) is not int or length < 1:
+        return
+    path = folder / "tokenizer_config.json"
+    settings = _object(path) if path.is_file() else {}
+    text = json.dumps({**settings, "max_length": length}, indent=2, ensure_ascii=False)
+    path.write_text(text + "\n", encoding="utf-8")
 
 
 def read_pooling(folder: Path) -> Pooling | None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
-import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import onnx_ir as ir
@@ -13,9 +11,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from pinnace.export.graph import WRAPPER
-from pinnace.export.passes import rename_sizes
 from pinnace.export.tasks import DYNAMIC_AXES
+from pinnace.export.translate import translate
 from pinnace.models import ops
 from pinnace.spec import TensorSpec
 
@@ -23,7 +20,7 @@ from pinnace.spec import TensorSpec
 EXAMPLE_SIZES: Final[Mapping[str, int]] = {
     "batch": 3, "choices": 5, "sequence": 7, "past_sequence": 11, "total_sequence": 18,
 }  # fmt: skip
-TRACE_OPSET: Final = 18  # what the tracer emits for plain operators keeps its meaning in every later opset
+TRACE_OPSET: Final = 18  # plain operators are written so that they keep their meaning in every later opset
 
 
 class _Traced(nn.Module):
@@ -59,7 +56,7 @@ def trace(
     Returns:
         the model; its initializers are named as the model's ``state_dict`` and hold no data.
     """
-    with _quiet(), FakeTensorMode(), ops.semantic_tracing():
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode(), ops.semantic_tracing():
         model = build().eval()
         example = tuple(
             torch.ones(*(EXAMPLE_SIZES[a] if isinstance(a, str) else a for a in s.shape), dtype=getattr(torch, s.dtype))
@@ -73,52 +70,4 @@ def trace(
             _Traced(model, call), example, dynamic_shapes=(shapes,), strict=False,
             prefer_deferred_runtime_asserts_over_guards=True,
         )  # fmt: skip
-        traced = torch.onnx.export(
-            program, (), dynamo=True, opset_version=TRACE_OPSET, optimize=False, verbose=False,
-            input_names=[s.name for s in inputs], output_names=[s.name for s in outputs],
-        )  # fmt: skip
-    assert traced is not None  # only a call that writes a file itself returns nothing
-    graph_model: ir.Model = traced.model
-    _name_weights(graph_model)
-    rename_sizes(graph_model.graph, _size_names(graph_model.graph.inputs, inputs))
-    _set_shapes(graph_model.graph.inputs, inputs)
-    _set_shapes(graph_model.graph.outputs, outputs)
-    return graph_model
-
-
-def _name_weights(model: ir.Model) -> None:
-    """Strip the wrapper's prefix, so that initializers carry the checkpoint's names."""
-    for name in list(model.graph.initializers):
-        value = model.graph.initializers.pop(name)
-        value.name = name.removeprefix(f"{WRAPPER}.")
-        value.const_value = None
-        model.graph.initializers[value.name] = value
-
-
-def _size_names(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> dict[str, str]:
-    """The tracer's symbol of a size, such as ``s26`` -> the name that the task gives it."""
-    return {
-        size.value: axis
-        for value, spec in zip(values, specs, strict=True)
-        for size, axis in zip(value.shape or (), spec.shape, strict=True)
-        if isinstance(size, ir.SymbolicDim) and size.value is not None and isinstance(axis, str)
-    }
-
-
-def _set_shapes(values: Sequence[ir.Value], specs: Sequence[TensorSpec]) -> None:
-    for value, spec in zip(values, specs, strict=True):
-        value.shape = ir.Shape(spec.shape)
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence the tracer's own remarks about packages that are not there; errors still come as exceptions."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logger.setLevel(level)
+    return translate(program, inputs, outputs, TRACE_OPSET)

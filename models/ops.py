@@ -1,8 +1,8 @@
 """Semantic operators: the dozen named steps that the reference models are written in.
 
 Each has one plain, differentiable PyTorch meaning. While a model is traced for export (`semantic_tracing`), each
-becomes exactly one node of the domain ``pinnace`` instead, which the lowering tables of ``pinnace.export`` turn into the
-operators of a target. So a graph is born fused and no pattern needs to be searched for.
+becomes exactly one node of the domain ``pinnace`` instead, which the lowering tables of ``pinnace.export`` turn into
+the operators of a target. So a graph is born fused and no pattern needs to be searched for.
 
 Shapes: B batch, T new tokens, P past tokens, S = P + T, N query heads, K key/value heads, D head size,
 C = N * D hidden size, V vocabulary.
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import contextvars
+import json
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, Final, cast
@@ -41,19 +42,41 @@ def is_tracing() -> bool:
     return _tracing.get()
 
 
+# One operator carries them all through the tracer; its only meaning is the shape of its results.
+_LIBRARY: Final = torch.library.Library(DOMAIN, "DEF")  # type: ignore[no-untyped-call]  # torch.library has no types
+_LIBRARY.define(  # type: ignore[no-untyped-call]
+    "semantic(Tensor?[] inputs, str op, str attributes, SymInt[] sizes, int[] ranks, str[] dtypes) -> Tensor[]"
+)
+
+
+@torch.library.register_fake(f"{DOMAIN}::semantic")  # type: ignore[untyped-decorator]
+def _semantic_shapes(
+    inputs: Sequence[Tensor | None],
+    op: str,
+    attributes: str,
+    sizes: Sequence[int],
+    ranks: Sequence[int],
+    dtypes: Sequence[str],
+) -> list[Tensor]:
+    device = next(tensor.device for tensor in inputs if tensor is not None)
+    left = iter(sizes)
+    shapes = [[next(left) for _ in range(rank)] for rank in ranks]
+    return [torch.empty(s, dtype=getattr(torch, d), device=device) for s, d in zip(shapes, dtypes, strict=True)]
+
+
 def _emit(
     op: str, inputs: Sequence[Tensor | None], attributes: dict[str, Any], *outputs: tuple[torch.dtype, Sequence[Any]]
 ) -> Any:
     """Record one semantic node with the given output types and shapes; one output is returned bare."""
-    from torch.onnx import ops as onnx_ops
-
-    if len(outputs) == 1:
-        dtype, shape = outputs[0]
-        return onnx_ops.symbolic(f"{DOMAIN}::{op}", inputs, attributes, dtype=dtype, shape=shape, version=1)
-    dtypes, shapes = zip(*outputs, strict=True)
-    return onnx_ops.symbolic_multi_out(
-        f"{DOMAIN}::{op}", inputs, attributes, dtypes=dtypes, shapes=shapes, version=1
+    made = torch.ops.pinnace.semantic(
+        list(inputs),
+        op,
+        json.dumps(attributes),
+        [size for _, shape in outputs for size in shape],
+        [len(shape) for _, shape in outputs],
+        [str(dtype).removeprefix("torch.") for dtype, _ in outputs],
     )
+    return made[0] if len(outputs) == 1 else tuple(made)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
