@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from pinnace.export.builder import Exported
 
-_PACKAGES = ("torch", "onnx", "onnx_ir", "onnxscript")
+_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 
 def export(model: str, **options: Any) -> Exported:

@@ -316,6 +316,6 @@ class _Build:
 
 def _tools() -> dict[str, str]:
     """Versions that made the bundle; the same tools make the same bytes."""
-    packages = ("torch", "onnx-ir", "onnxscript", "onnxruntime", "numpy")
+    packages = ("torch", "onnx-ir", "onnxruntime", "numpy")
     versions = {name: importlib.metadata.version(name).partition("+")[0] for name in packages}
     return {"pinnace": pinnace.__version__, **versions}
