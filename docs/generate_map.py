@@ -28,7 +28,6 @@ OTHERS = {
     "CHANGELOG.md": "What changed for users.",
     "LICENSE": "Apache-2.0.",
     "docs/cli.md": "Every command, flag, variable and exit code, written from the program.",
-    "docs/gpu.md": "The two lines that bring ONNX Runtime's CUDA build.",
 }
 
 
@@ -45,6 +44,11 @@ def first_sentence(path: Path) -> str:
     return paragraph.partition(". ")[0].rstrip(".") + "."
 
 
+def title(page: Path) -> str:
+    """The heading of a page, as a sentence."""
+    return page.read_text("utf-8").partition("\n")[0].lstrip("# ").rstrip(".") + "."
+
+
 def files_of(folder: str) -> list[Path]:
     """Files of a folder that the map names: Python files, but for empty ones that only mark a package."""
     return sorted(path for path in (ROOT / folder).glob("*.py") if path.stat().st_size)
@@ -52,7 +56,8 @@ def files_of(folder: str) -> list[Path]:
 
 def file_map() -> str:
     """The map as Markdown: a folded list for each folder."""
-    lines = ["", *(f"- `{name}`: {text}" for name, text in OTHERS.items()), ""]
+    pages = {path.relative_to(ROOT).as_posix(): title(path) for path in sorted((ROOT / "docs").glob("*.md"))}
+    lines = ["", *(f"- `{name}`: {text}" for name, text in {**pages, **OTHERS}.items()), ""]
     for folder, meaning in FOLDERS.items():
         if found := files_of(folder):
             lines += [f"<details><summary><code>{folder}/</code> {meaning}</summary>", ""]
