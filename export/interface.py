@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from pinnace.errors import UsageError
+from pinnace.export.lowering_ort import shares_cache
 from pinnace.export.tasks import DYNAMIC_AXES, Task, sizes, with_sizes
 from pinnace.models.ops import last_position
 from pinnace.spec import CacheSpec, TensorSpec
@@ -86,7 +87,7 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
         UsageError: a fixed size for an axis that the task does not have, or that is impossible.
     """
     known = sizes(config)
-    cache = _cache(config, target) if task.causal else None
+    cache = _cache(config, target, options) if task.causal else None
     inputs = list(task.inputs)
     outputs = [spec for spec in task.outputs if pooler or spec.name != "pooler_output"]
     if options.all_logits:
@@ -118,14 +119,15 @@ def _every_position(spec: TensorSpec) -> TensorSpec:
     return dataclasses.replace(spec, shape=("batch", "sequence", *spec.shape[2:]))
 
 
-def _cache(config: Any, target: str) -> CacheSpec:
+def _cache(config: Any, target: str, options: Options) -> CacheSpec:
     heads = config.num_attention_heads
+    head_size = config.hidden_size // heads
     return CacheSpec(
         layers=config.num_hidden_layers,
         heads=heads,
-        head_size=config.hidden_size // heads,
+        head_size=head_size,
         capacity=config.max_position_embeddings,
-        in_place=target == "ort",
+        in_place=target == "ort" and shares_cache(head_size, attentions=options.attentions),
     )
 
 

@@ -12,6 +12,7 @@ from pinnace.export import lowering_onnx as standard
 from pinnace.export.graph import Emitter, Row
 
 FUSED: Final = "com.microsoft"
+GROUP_QUERY_STEP: Final = 8  # GroupQueryAttention takes head sizes that are multiples of this
 
 
 def linear(e: Emitter) -> Sequence[ir.Value]:
@@ -87,12 +88,17 @@ def multi_head_attention(e: Emitter) -> Sequence[ir.Value]:
     return [e.op("MultiHeadAttention", q, k, v, bias, keys, domain=FUSED, num_heads=e.attribute("num_heads"))]
 
 
+def shares_cache(head_size: int, *, attentions: bool) -> bool:
+    """Whether past and present are one buffer: GroupQueryAttention takes the head size and its weights are not read."""
+    return head_size % GROUP_QUERY_STEP == 0 and not attentions
+
+
 def cached_attention(e: Emitter) -> Sequence[ir.Value]:
     """GroupQueryAttention: the new keys are written behind each row's own past, in place where buffers are shared.
 
     Rows are right-padded: a row's length is the number of ones in its mask.
     """
-    if e.output_is_read(1):
+    if not shares_cache(standard.q_head_size(e), attentions=e.output_is_read(1)):
         return standard.cached_attention(e)
     mask, past_key, past_value = e.needed(3), e.needed(4), e.needed(5)
     q, k, v = standard.biased_projections(e, 6)
