@@ -177,12 +177,10 @@ def attention(e: Emitter) -> Sequence[ir.Value]:
     if e.opset < ATTENTION_OPSET or e.output_is_read(1):
         q, k, v = (split_heads(e, projection, heads) for projection in (q, k, v))
         return attention_by_parts(e, q, k, v, visible)
-    if visible is not None:
-        rows = e.op("Shape", q, start=1, end=2)
-        keys = e.op("Shape", k, start=1, end=2)
-        batch = e.op("Shape", q, start=0, end=1)
-        full = e.op("Concat", batch, e.constant([1]), rows, keys, axis=0)
-        visible = e.op("Expand", visible, full)
+    if mask is not None:
+        # Read off the mask (in self-attention there are as many queries as keys), so that all layers share one mask.
+        batch, keys = e.op("Shape", mask, start=0, end=1), e.op("Shape", mask, start=1, end=2)
+        visible = e.op("Expand", visible, e.op("Concat", batch, e.constant([1]), keys, keys, axis=0))
     return [e.op("Attention", q, k, v, visible, q_num_heads=heads, kv_num_heads=heads)]
 
 
