@@ -78,7 +78,8 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
     for case in cases:
         want, got = run_reference(model, interface, case.inputs), run(case.inputs)
         for spec in _comparable(interface, case):
-            found = difference(*(real_part(case, interface.axes[spec.name], side[spec.name]) for side in (got, want)))
+            axes = interface.axes[spec.name]
+            found = difference(real_part(case, axes, got[spec.name]), real_part(case, axes, want[spec.name]), gate.tie)
             _merge(total, spec.name, found)
             # A share of rows is judged over the whole grid, everything else at once.
             if miss := found.miss(dataclasses.replace(gate, min_top1=0.0)):
@@ -89,7 +90,8 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
         if interface.cache is not None and case.name == "batch1-length9-pad-none-past5":
             _compare_steps(run, interface, case, got, precision)
     for name, found in total.items():
-        if miss := found.miss(gate):
+        # The largest entry is an answer where the entries are scores, and chance in a hidden state or a cache.
+        if name.endswith("logits") and (miss := found.miss(gate)):
             raise CheckFailed(f"output {name!r} differs from PyTorch over the grid: {miss}")
     return Validation(tuple(case.name for case in cases), total, rows)
 

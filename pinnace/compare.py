@@ -21,18 +21,20 @@ class Gate:
         max_abs: largest difference, relative to the reference's largest magnitude where that is above one; None: any.
         min_cosine: smallest cosine between any two rows of the last axis.
         min_top1: smallest share of rows whose largest entry stays in place.
+        tie: how close to the largest entry another one is its equal, relative to it where it is above one.
     """
 
     max_abs: float | None
     min_cosine: float
     min_top1: float
+    tie: float = 1e-6
 
 
 GATES: Final[Mapping[str, Gate]] = types.MappingProxyType(
     {
         "fp32": Gate(max_abs=1e-4, min_cosine=0.9999, min_top1=0.0),
-        # The cosine does not see a wrong scale; the largest difference does.
-        "fp16": Gate(max_abs=0.05, min_cosine=0.999, min_top1=0.995),
+        # The cosine does not see a wrong scale; the largest difference does. A number has eleven bits: 5e-4 of it.
+        "fp16": Gate(max_abs=0.05, min_cosine=0.999, min_top1=0.995, tie=2e-3),
     }
 )
 
@@ -74,8 +76,8 @@ class Difference:
         return ""
 
 
-def difference(got: Array, want: Array) -> Difference:
-    """Measure ``got`` against ``want``, two arrays of one shape (..., entries)."""
+def difference(got: Array, want: Array, tie: float = 1e-6) -> Difference:
+    """Measure ``got`` against ``want``, two arrays of one shape (..., entries); ``tie`` as in `Gate`."""
     if got.shape != want.shape:
         return Difference(np.inf, 0.0, 0.0, 1, 0)
     a, b = np.atleast_1d(got).astype(np.float64), np.atleast_1d(want).astype(np.float64)
@@ -89,5 +91,5 @@ def difference(got: Array, want: Array) -> Difference:
     equal = np.logical_or(gap.max(-1) <= 1e-6, a.shape[-1] == 1)
     cosine = np.where(equal, 1.0, np.where(norms > 0, (a * b).sum(-1) / np.where(norms > 0, norms, 1), 0.0))
     best = b.max(-1)
-    kept = np.take_along_axis(b, a.argmax(-1)[..., None], -1)[..., 0] >= best - 1e-6 * np.maximum(1, np.abs(best))
+    kept = np.take_along_axis(b, a.argmax(-1)[..., None], -1)[..., 0] >= best - tie * np.maximum(1, np.abs(best))
     return Difference(float(gap.max()), float(np.abs(b).max()), float(cosine.min()), int(kept.size), int(kept.sum()))
