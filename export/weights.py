@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -97,7 +98,7 @@ def copy_file(source: Path, target: Path) -> None:
             shutil.copyfileobj(src, dst, 1 << 20)
 
 
-_FATAL: Final = frozenset({28, 122, 27, 5})  # no space, quota, file too large, input/output: trying again cannot help
+_FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # another way to copy cannot help
 
 
 def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterator[bytes]:
