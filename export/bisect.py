@@ -50,7 +50,17 @@ def first_divergence(graph: Path, model: nn.Module, interface: Interface, case: 
             found = difference(array, want[module])
             if miss := found.miss(gate):
                 return f"first layer that diverges: {module} ({miss})"
-    return "no layer diverges by itself: the fault lies in the head's last step or in the outputs' order"
+    weights = ", ".join(_weights_of_the_head(probe)) or "no weights"
+    return (
+        f"every layer agrees: the fault lies in the head's last step, which reads {weights}, or in the outputs' order"
+    )
+
+
+def _weights_of_the_head(model: ir.Model) -> list[str]:
+    """Weights that steps outside of every layer read: those of the head's own, last step."""
+    outside = [node for node in model.graph if (node.name or "").count("/") == 1]
+    read = {str(value.name) for node in outside for value in node.inputs if value is not None}
+    return sorted(name for name in read & set(model.graph.initializers) if name.endswith((".weight", ".bias")))
 
 
 def _last_values(model: ir.Model, reference: nn.Module) -> dict[str, ir.Value]:

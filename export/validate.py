@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch
 from torch import nn
 
 from pinnace.compare import GATES, Difference, difference
-from pinnace.errors import CheckFailed
+from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, real_part
 from pinnace.export.interface import PAST, Interface
@@ -34,10 +35,15 @@ class Validation:
 
 
 def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
-    """Open a written graph on the CPU and return the function that runs it."""
+    """Open a written graph on the CPU and return the function that runs it.
+
+    Raises:
+        CheckFailed: ONNX Runtime refuses the graph; the function raises it where a run fails.
+    """
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with _as_failure(f"ONNX Runtime does not open {path.name}"):
+        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     expected = {value.name for value in session.get_inputs()}
 
@@ -45,9 +51,25 @@ def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
         if expected != set(inputs):
             lost, extra = sorted(set(inputs) - expected), sorted(expected - set(inputs))
             raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and adds {extra or 'none'}")
-        return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+        with _as_failure(f"{path.name} does not run on {_shapes(inputs)}"):
+            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
 
     return run
+
+
+@contextlib.contextmanager
+def _as_failure(what: str) -> Iterator[None]:
+    """ONNX Runtime's errors have no common class; its first line names the node, and so the layer."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, MemoryError) or "allocate" in str(error):
+            raise MachineError(f"not enough memory to check the export: {str(error)[:300]}") from None
+        raise CheckFailed(f"{what}: {str(error).partition(chr(10))[0][:500]}") from None
+
+
+def _shapes(inputs: Mapping[str, Array]) -> str:
+    return ", ".join(f"{name} {list(array.shape)}" for name, array in list(inputs.items())[:3])
 
 
 def run_reference(model: nn.Module, interface: Interface, inputs: Mapping[str, Array]) -> Outputs:
