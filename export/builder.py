@@ -16,7 +16,7 @@ import pinnace
 from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort
 from pinnace.export.card import model_card
-from pinnace.export.cases import Case, grid, make_case, numbers
+from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
@@ -26,7 +26,7 @@ from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
 from pinnace.export.tracer import trace
-from pinnace.export.validate import Outputs, Validation, run_reference, validate
+from pinnace.export.validate import Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, random_weights, unbound
 from pinnace.export.writer import file_facts, publishing
 from pinnace.models.checkpoint import Checkpoint, Resolution
@@ -238,7 +238,8 @@ class _Build:
         if not any(Path(name).name == INIT_FILE for each in variants.values() for name in each.weights):
             (self.graph_folder / INIT_FILE).unlink(missing_ok=True)  # its numbers went into a converted file
         if reference is not None:
-            write_golden(self.scratch, self._golden(face, reference, cases))
+            golden = golden_case(face, self.limits)
+            write_golden(self.scratch, {"random": (golden, run_reference(reference, face, golden.inputs))})
         self.config.dtype, self.config.name_or_path = "float32", ""
         (self.scratch / "config.json").write_text(self.config.to_json_string(use_diff=False), "utf-8")
         record = certificate(checks, f"pinnace.models on PyTorch {torch.__version__.partition('+')[0]}")
@@ -281,16 +282,6 @@ class _Build:
         inside = path.relative_to(self.scratch).as_posix()
         prefix = inside.removesuffix(graph)
         return Variant(self.target, self.opset, inside, tuple(prefix + name for name in weights), islands)
-
-    def _golden(
-        self, face: Interface, reference: torch.nn.Module, cases: Sequence[Case]
-    ) -> dict[str, tuple[Case, Outputs]]:
-        """A small case, random and padded, for checks on other machines."""
-        static = self.options.static
-        B, T = static.get("batch", 2), static.get("sequence", 6)
-        past = [0] * B if face.cache is not None and "past_sequence" not in static else []
-        case = make_case(face, self.limits, numbers(), [max(1, T - 2 * row) for row in range(B)], T, "right", past)
-        return {"random": (case, run_reference(reference, face, case.inputs))}
 
     def _manifest(
         self, face: Interface, variants: dict[str, Variant], special: dict[str, int], *, pooling: bool

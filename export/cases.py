@@ -41,22 +41,37 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
     generator = numbers()
     static, cache = interface.options.static, interface.cache
     past = static.get("past_sequence", PAST_TOKENS) if cache else 0
-    longest = static.get("sequence", limits.sequence - past)
+    longest = static.get("sequence", max(1, limits.sequence - past))
+    seen: set[tuple[int, int]] = set()
     for rows, length in ((1, 1), (1, 9), (3, 9), (2, 65), (1, longest)):
         B, T = static.get("batch", rows), static.get("sequence", min(length, longest))
-        whole = B * T == 1 or (longest == T and not static)
+        if (B, T) in seen:
+            continue
+        seen.add((B, T))
+        whole = T == 1 or (longest == T and not static)
         for padding in ("none",) if whole else ("none", "right", "left"):
+            histories = [past] * B
             # An in-place cache is filled by right-padded prompts; after that, many tokens at once only in a single row.
-            prompt = cache is not None and cache.in_place and (padding != "none" or B > 1)
-            if prompt and (padding == "left" or "past_sequence" in static):
-                continue
-            yield make_case(
-                interface, limits, generator, _lengths(B, T, padding), T, padding, [0 if prompt else past] * B
-            )
-        if static:
-            return
-    if cache is not None:
-        yield make_case(interface, limits, generator, [1, 1, 1], 1, "none", [past, past - 2, 0])
+            if cache is not None and cache.in_place and T > 1 and (padding != "none" or B > 1):
+                if padding == "left" or "past_sequence" in static:
+                    continue
+                histories = [0] * B
+            yield make_case(interface, limits, generator, _lengths(B, T, padding), T, padding, histories)
+    if cache is not None and static.get("sequence", 1) == 1 and "past_sequence" not in static:
+        B = static.get("batch", 3)
+        ragged = [(past, past - 2, 0)[row % 3] for row in range(B)]
+        yield make_case(interface, limits, generator, [1] * B, 1, "none", ragged)
+
+
+def golden_case(interface: Interface, limits: Limits) -> Case:
+    """A small case with rows of different length, or the one shape of a graph with fixed shapes."""
+    static = interface.options.static
+    if past := static.get("past_sequence", 0):
+        T = static.get("sequence", 1)
+        B = static.get("batch", 2 if T == 1 else 1)
+        return make_case(interface, limits, numbers(), [T] * B, T, "none", [past] * B)
+    B, T = static.get("batch", 2), static.get("sequence", min(6, limits.sequence))
+    return make_case(interface, limits, numbers(), [max(1, T - 2 * row) for row in range(B)], T, "right")
 
 
 def numbers() -> np.random.Generator:

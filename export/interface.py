@@ -105,7 +105,7 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
             shape = ("batch", cache.heads, axis, cache.head_size)
             names = (f"{part_of}.{i}.{part}" for i in range(cache.layers) for part in ("key", "value"))
             into.extend(TensorSpec(name, "float32", shape) for name in names)
-    known |= _fixed(options.static, inputs, config)
+    known |= _fixed(options.static, inputs, config, cache)
     axes = {spec.name: spec.shape for spec in outputs}
     return Interface(task, with_sizes(tuple(inputs), known), with_sizes(tuple(outputs), known), axes, cache, options)
 
@@ -131,8 +131,11 @@ def _cache(config: Any, target: str, options: Options) -> CacheSpec:
     )
 
 
-def _fixed(static: Mapping[str, int], inputs: Sequence[TensorSpec], config: Any) -> dict[str, int]:
-    axes = {axis for spec in inputs for axis in spec.shape if axis in DYNAMIC_AXES}
+def _fixed(
+    static: Mapping[str, int], inputs: Sequence[TensorSpec], config: Any, cache: CacheSpec | None
+) -> dict[str, int]:
+    # The total is the past and the new tokens together, never chosen by itself.
+    axes = {axis for spec in inputs for axis in spec.shape if axis in DYNAMIC_AXES} - {"total_sequence"}
     for axis, size in static.items():
         if axis not in axes:
             raise UsageError(f"--static {axis}={size}: this task has the axes {', '.join(sorted(map(str, axes)))}")
@@ -140,6 +143,17 @@ def _fixed(static: Mapping[str, int], inputs: Sequence[TensorSpec], config: Any)
             raise UsageError(f"--static {axis}={size}: a size is at least 1")
         if "sequence" in axis and size > config.max_position_embeddings:
             raise UsageError(f"--static {axis}={size}: the model takes at most {config.max_position_embeddings} tokens")
+    past, new = static.get("past_sequence", 0), static.get("sequence", 1)
+    if past + new > config.max_position_embeddings:
+        raise UsageError(
+            f"--static past_sequence={past}: with {new} more the model would see {past + new} tokens, "
+            f"it takes at most {config.max_position_embeddings}"
+        )
+    if cache is not None and cache.in_place and past and new > 1 and static.get("batch", 1) > 1:
+        raise UsageError(
+            f"--static batch={static['batch']},sequence={new},past_sequence={past}: with a cache in place, many new "
+            "tokens after a past fit in a single row only; fix sequence=1 or batch=1, or take --target onnx"
+        )
     fixed = dict(static)
     if {"sequence", "past_sequence"} <= fixed.keys():
         fixed.setdefault("total_sequence", fixed["sequence"] + fixed["past_sequence"])

@@ -63,7 +63,7 @@ def trace(
             for s in inputs
         )
         axes: dict[str, Any] = {name: torch.export.Dim(name) for name in DYNAMIC_AXES if name != "total_sequence"}
-        if {"past_sequence", "total_sequence"} <= {a for s in inputs for a in s.shape}:
+        if any("total_sequence" in spec.shape for spec in inputs):
             axes["total_sequence"] = torch.export.Dim.AUTO  # the tracer ties it to past + new by itself
         shapes = tuple({i: axes[a] for i, a in enumerate(s.shape) if isinstance(a, str)} for s in inputs)
         program = torch.export.export(

@@ -14,6 +14,7 @@ import transformers
 import pinnace
 from pinnace.errors import UsageError
 from pinnace.export.builder import Exported, export
+from pinnace.runtime.verify import verify_bundle
 from tests.bert_oracle import text_inputs
 from tests.conftest import DATA
 from tests.export_oracle import Array, assert_same, exported, reference, run
@@ -152,13 +153,43 @@ def test_fixed_shapes_with_a_cache(tmp_path: Path, target: str) -> None:
     np.testing.assert_allclose(run(made, given)["logits"][0, 0], want["logits"][0, -1], rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize(
+    "static",
+    [{"past_sequence": 3}, {"sequence": 2}, {"batch": 2}, {"sequence": 1}, {"past_sequence": 3, "sequence": 2}],
+    ids=str,
+)
+def test_some_sizes_fixed_and_others_free(tmp_path: Path, static: dict[str, int], target: str) -> None:
+    _, made = exported(tmp_path, "BertLMHeadModel", settings=EVEN, target=target, static=static, validate=True)
+    (mask,) = (spec for spec in made.manifest.inputs if spec.name == "attention_mask")
+    total = 5 if len(static) == 2 else "total_sequence"
+    assert mask.shape == (static.get("batch", "batch"), total)
+    assert made.certificate["variants"]["fp32"]["cases"]
+    assert verify_bundle(made.path).ok
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_one_step_of_an_accelerator_is_checked(tmp_path: Path, target: str) -> None:
+    static = {"batch": 2, "sequence": 1, "past_sequence": 6}
+    _, made = exported(tmp_path, "BertLMHeadModel", settings=EVEN, target=target, static=static, validate=True)
+    assert made.certificate["variants"]["fp32"]["cases"] == ["batch2-length1-pad-none-past6"]
+    assert verify_bundle(made.path).ok
+
+
 @pytest.mark.parametrize(
     ("static", "word"),
-    [({"heads": 2}, "axes batch, sequence"), ({"batch": 0}, "at least 1"), ({"sequence": 99}, "at most 24 tokens")],
+    [
+        ({"heads": 2}, "axes batch, past_sequence, sequence"),
+        ({"total_sequence": 9}, "axes batch, past_sequence, sequence"),
+        ({"batch": 0}, "at least 1"),
+        ({"sequence": 99}, "at most 24 tokens"),
+        ({"sequence": 5, "past_sequence": 20}, "would see 25 tokens"),
+        ({"batch": 2, "sequence": 5, "past_sequence": 3}, "single row only.*--target onnx"),
+    ],
 )
 def test_fixed_sizes_that_cannot_be(tmp_path: Path, static: dict[str, int], word: str) -> None:
     with pytest.raises(UsageError, match=word):
-        exported(tmp_path, "BertModel", static=static)
+        exported(tmp_path, "BertLMHeadModel", settings=EVEN, static=static)
     assert not (tmp_path / "bundle").exists()
 
 
