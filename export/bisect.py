@@ -12,7 +12,7 @@ from torch import nn
 
 from pinnace.compare import Gate, difference
 from pinnace.export.cases import Case
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.ort import plain_session
 
 if TYPE_CHECKING:
     from pinnace.export.interface import Interface
@@ -36,9 +36,7 @@ def first_divergence(graph: Path, model: nn.Module, interface: Interface, case: 
     path = graph.with_name("bisect.onnx")
     try:
         ir.save(probe, path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = plain_session(path)
         names = sorted({str(value.name) for value in last.values()})
         values = dict(zip(names, session.run(names, dict(case.inputs)), strict=True))
         got = {module: values[str(value.name)] for module, value in last.items()}

@@ -11,7 +11,7 @@ import onnx_ir as ir
 
 from pinnace.export.cases import Case
 from pinnace.quantize.fp16 import float_values
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.ort import plain_session
 
 # A third of fp16's largest number, since fused operators add up to three tensors inside. Other inputs may go higher.
 FP16_LIMIT: Final = 65504 / 3
@@ -50,9 +50,7 @@ def too_large_for_fp16(
     path = written.with_name("ranges.onnx")
     try:
         ir.save(probe, path)
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = plain_session(path)
         runs = [np.array(session.run(None, dict(case.inputs)), np.float64) for case in cases]
     finally:
         path.unlink(missing_ok=True)

@@ -18,7 +18,7 @@ from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, real_part
 from pinnace.export.interface import PAST, Interface
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.ort import plain_session
 from pinnace.spec import TensorSpec
 
 Array = npt.NDArray[Any]
@@ -40,10 +40,8 @@ def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
     Raises:
         CheckFailed: ONNX Runtime refuses the graph; the function raises it where a run fails.
     """
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
     with _as_failure(f"ONNX Runtime does not open {path.name}"):
-        session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        session = plain_session(path)
     names = [output.name for output in session.get_outputs()]
     expected = {value.name for value in session.get_inputs()}
 

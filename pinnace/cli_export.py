@@ -9,9 +9,10 @@ from types import SimpleNamespace
 from typing import Any, Final
 
 from pinnace.cli_inputs import FORMS, near_path, read_labels
-from pinnace.cli_output import Console, size
+from pinnace.cli_output import Console
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.models.registry import ARCHS
+from pinnace.units import in_bytes
 
 # Flags that are arguments of the builder under the same name; what is not given is left to its defaults.
 _PASSED: Final = (
@@ -114,7 +115,7 @@ def summary(exported: Any, seconds: float) -> str:
         f"  {told['head']} for {told['task']}, from {source['name']}{revision}",
     ]
     for name, variant in told["variants"].items():
-        files = ", ".join(f"{file} {size(count)}" for file, count in variant["files"].items())
+        files = ", ".join(f"{file} {in_bytes(count)}" for file, count in variant["files"].items())
         lines.append(f"  {name} ({variant['target']}, opset {variant['opset']}): {files}")
         worst = variant["largest_difference"]
         cases = len(told["certificate"]["variants"][name].get("cases", ()))
@@ -122,7 +123,7 @@ def summary(exported: Any, seconds: float) -> str:
         lines.append(f"  {' ' * len(name)} {shown}")
         if variant["islands"]:
             lines.append(f"  {' ' * len(name)} in fp32: {', '.join(variant['islands'])}")
-    lines.append(f"  {size(told['bytes'])} in all, {seconds:.1f} s")
+    lines.append(f"  {in_bytes(told['bytes'])} in all, {seconds:.1f} s")
     return "\n".join(lines)
 
 

@@ -145,12 +145,3 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "tolist"):  # numpy's arrays and numbers
         return value.tolist()
     raise TypeError(f"{type(value).__name__} has no form in JSON")
-
-
-def size(count: float) -> str:
-    """A number of bytes for a reader."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"

@@ -16,6 +16,7 @@ from pinnace.runtime.onnx_graph import GraphModel
 from pinnace.runtime.onnx_reader import read_graph
 from pinnace.runtime.verify import certificate_summary, read_certificate
 from pinnace.spec import CERTIFICATE_NAME, TensorSpec, Variant
+from pinnace.units import in_bytes
 
 _LAYER: Final = re.compile(r"(.*?[./](?:layers?|blocks?|h)[./])(\d+)(?=/|$)")
 _SHOWN_LABELS: Final = 8
@@ -61,7 +62,7 @@ def render(facts: Mapping[str, Any]) -> str:
     lines = [
         facts["path"],
         f"  {facts['task']} · {facts['head']} ({facts['architecture']}) · from {source['name']}{revision}",
-        f"  {len(facts['files'])} files, {_size(facts['bytes'])}",
+        f"  {len(facts['files'])} files, {in_bytes(facts['bytes'])}",
         "",
         "inputs",
         *_tensor_lines(facts["inputs"]),
@@ -135,7 +136,7 @@ def _certificate(bundle: Bundle) -> dict[str, Any]:
 
 def _variant_lines(name: str, variant: Mapping[str, Any]) -> Iterable[str]:
     degraded = ", DEGRADED" if variant["degraded"] else ""
-    files = ", ".join(f"{file} {_size(size)}" for file, size in variant["files"].items())
+    files = ", ".join(f"{file} {in_bytes(size)}" for file, size in variant["files"].items())
     yield f"{name}: target {variant['target']}, opset {variant['opset']}, {variant['parameters']:,} weights{degraded}"
     yield f"  {files}"
     if variant["islands"]:
@@ -167,11 +168,3 @@ def _tensor(spec: TensorSpec) -> dict[str, Any]:
 def _tensor_lines(tensors: Iterable[Mapping[str, Any]]) -> Iterable[str]:
     for tensor in tensors:
         yield f"  {tensor['name']}: {tensor['dtype']} [{', '.join(map(str, tensor['shape']))}]"
-
-
-def _size(size: float) -> str:
-    for unit in ("bytes", "kB", "MB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit == "bytes" else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} GB"

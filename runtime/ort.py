@@ -10,6 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import warnings
+from pathlib import Path
 from typing import Final
 
 from pinnace.errors import MachineError
@@ -56,4 +57,12 @@ if not hasattr(onnxruntime, "InferenceSession"):
         f"  pip install --force-reinstall {CPU_PACKAGE}\nor, for a GPU:\n{GPU_REMEDY}"
     )
 
-__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "GPU_REMEDY", "clash", "onnxruntime", "package_versions"]
+
+def plain_session(graph: Path) -> onnxruntime.InferenceSession:
+    """Open an ONNX file on the CPU with default settings, saying errors only; for checks, not for serving."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+
+
+__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "GPU_REMEDY", "clash", "onnxruntime", "package_versions", "plain_session"]
