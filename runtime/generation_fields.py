@@ -160,7 +160,7 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "num_beams": _whole(1, MAX_ROWS),
     "num_beam_groups": _whole(1, MAX_ROWS),
     "diversity_penalty": _real(0, math.inf),
-    "length_penalty": _finite,
+    "length_penalty": _real(-10, 10),
     "early_stopping": _early,
     "num_return_sequences": _whole(1, MAX_ROWS),
     "eos_token_id": _ids,

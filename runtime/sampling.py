@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pinnace.errors import NumericalError
 from pinnace.runtime.logits_filters import log_softmax
 
-__all__ = ["generator", "greedy", "log_softmax", "sample", "sample_without_replacement"]
+__all__ = ["check_best", "generator", "greedy", "log_softmax", "sample", "sample_without_replacement"]
 
 
 def generator(seed: int | None, sequence: int = 0) -> np.random.Generator:
@@ -33,7 +33,7 @@ def greedy(scores: NDArray[np.float32]) -> NDArray[np.int64]:
         NumericalError: a score is NaN or infinite, or every token of a row is forbidden.
     """
     tokens = scores.argmax(axis=-1)
-    _check(scores[np.arange(len(scores)), tokens])
+    check_best(scores[np.arange(len(scores)), tokens])
     return np.asarray(tokens, dtype=np.int64)
 
 
@@ -62,19 +62,23 @@ def sample_without_replacement(
     Adding Gumbel noise to logarithms and taking the largest is the same as drawing one after the other
     (Kool et al., 1903.06059). Places at minus infinity come last, in order, where too few others are there.
     """
-    _check(scores.max(keepdims=True))
+    check_best(scores.max(keepdims=True))
     noisy = scores.astype(np.float64) + source.gumbel(size=scores.size)
     return np.argsort(-noisy, kind="stable")[:count].astype(np.int64)
 
 
 def _live(row: NDArray[np.float32]) -> NDArray[np.intp]:
     """Places of a row that can be drawn."""
-    _check(row.max(keepdims=True))
+    check_best(row.max(keepdims=True))
     return np.flatnonzero(row > -np.inf)
 
 
-def _check(best: NDArray[np.float32]) -> None:
-    # NaN is what max and argmax return where there is one.
+def check_best(best: NDArray[np.float32]) -> None:
+    """Refuse rows by their best score: NaN, which a maximum is where any score is, or infinite.
+
+    Raises:
+        NumericalError: there is no next token to pick.
+    """
     if np.isnan(best).any() or np.isposinf(best).any():
         raise NumericalError("the model's scores hold NaN or infinity, so there is no next token to pick.")
     if np.isneginf(best).any():
