@@ -17,7 +17,7 @@ from pinnace.runtime.logits import processors
 from pinnace.runtime.sampling import log_softmax
 
 torch.set_num_threads(1)
-V, END, PAD = 13, 3, 0
+V, END, PAD = 13, 3, 1
 Table = NDArray[np.float32]
 
 
@@ -78,7 +78,7 @@ def same(search: BeamSearch, expected: tuple[list[list[int]], list[float]]) -> N
     for one, tokens, score in zip(found, *expected, strict=True):
         padded = one.tokens.tolist() + [PAD] * (len(tokens) - len(one.tokens))
         assert padded == tokens
-        assert one.score == pytest.approx(score, abs=1e-5)
+        assert one.score == pytest.approx(score, rel=1e-6, abs=1e-5)
 
 
 @pytest.mark.parametrize("early", [True, False, "never"])
