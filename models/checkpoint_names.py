@@ -57,3 +57,10 @@ BERT_NAMES: Final = NameRules(
         }
     ),
 )
+
+APERTUS_NAMES: Final = NameRules(
+    base_prefix="model.",
+    # Saved by programs that keep the angles' speeds as a buffer; the configuration has them.
+    ignored=re.compile(r"(^|\.)rotary_emb\.(original_)?inv_freq$"),
+    tied=types.MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"}),
+)
