@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import math
-from typing import Final
-
 import torch
 from torch import Tensor, nn
 
 from pinnace.models import ops
-
-# Where training starts: slope 0.5 at 0 and curvature 0.8 on both sides.
-_START: Final = {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3)), "beta": 0.5, "eps": -1e-6}
+from pinnace.models.checkpoint_names import XIELU_START
 
 
 class XIELU(nn.Module):
@@ -28,7 +23,7 @@ class XIELU(nn.Module):
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Start as published."""
-        for name, start in _START.items():
+        for name, start in XIELU_START.items():
             getattr(self, name).fill_(start)
 
     def forward(self, x: Tensor) -> Tensor:
