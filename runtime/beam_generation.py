@@ -54,7 +54,7 @@ def generate_beams(
             if beams.finished:
                 break
             if not np.array_equal(parents, np.arange(len(parents))):
-                batch.cache.keep(parents)
+                batch.cache.keep(parents.tolist())
             logits = batch.step(tokens, limit)
     except Stopped:
         stopped = limit.reason()

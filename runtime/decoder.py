@@ -173,11 +173,11 @@ class Batch:
         most = len(ids)
         if decoder.every_position:
             most = max(1, LOGITS_BYTES // (4 * decoder.vocabulary))
-        logits = self._logits
-        for first in range(0, len(ids), most):
-            part = ids[first : first + most]
-            logits = self.run(part[None], np.array([len(part)]), limit)
-        return logits[0]
+        for first in range(0, len(ids) - most, most):
+            self.run(ids[None, first : first + most], np.array([most]), limit)
+        rest = ids[(len(ids) - 1) // most * most :]
+        logits: Array = self.run(rest[None], np.array([len(rest)]), limit)[0]
+        return logits
 
     def run(self, ids: Array, counts: Array, limit: RunLimit) -> Array:
         """Run the graph once.

@@ -22,7 +22,7 @@ from pinnace.runtime.session import Session
 from pinnace.runtime.slots import Slots
 from pinnace.runtime.speculation import speculate
 from pinnace.runtime.stopping import Deadline, StopStrings
-from pinnace.runtime.streaming import row_decoder
+from pinnace.runtime.streaming import new_text, row_decoder
 from pinnace.runtime.tokenizer import Tokenizer
 
 # Rows that run together unless the call says otherwise; more would gain little on a CPU and cost memory.
@@ -117,10 +117,6 @@ class Generator:
         check_seconds("timeout", timeout)
         with RunLimit(cancellation, request.config.max_time, timeout) as limit:
             if request.config.num_beams > 1:
-                if logprobs is not None or (request.config.stop_strings and self._decode is None):
-                    raise UsageError(
-                        "beam search gives no logprobs, and needs the tokenizer for stop_strings; leave them out"
-                    )
                 return self._beams(request, limit)
             rows: dict[tuple[int, int], list[Token]] = {}
             for token in self._tokens(request, limit):
@@ -216,6 +212,10 @@ class Generator:
         check_count("logprobs", logprobs, 0)
         if logprobs is not None and logprobs > MAX_LOGPROBS:
             raise UsageError(f"logprobs is {logprobs}; at most {MAX_LOGPROBS} likeliest tokens are given")
+        if config.num_beams > 1 and logprobs is not None:
+            raise UsageError("beam search gives no logprobs; leave them out, or use num_beams=1")
+        if config.stop_strings and self._decode is None:
+            raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
         if prefix is not None:
             prefix.check(self.decoder)
         rows = self._rows(prompts, mask)
@@ -289,14 +289,14 @@ class Generator:
         found = []
         for prompt, most in zip(request.prompts, request.limits, strict=True):
             rows = generate_beams(self.decoder, prompt, most, request.config, limit, request.prefix, self._decode)
-            found.append([Generated(ids, self._text(ids, request.config), reason) for ids, reason in rows])
+            found.append([Generated(ids, self._text(prompt, ids, request.config), reason) for ids, reason in rows])
         return found
 
-    def _text(self, ids: Array, config: GenerationConfig) -> str | None:
+    def _text(self, prompt: Array, ids: Array, config: GenerationConfig) -> str | None:
         if self._decode is None:
             return None
         strings = StopStrings(config.stop_strings)
-        return strings.feed(self._decode(ids.tolist())) + strings.flush()
+        return strings.feed(new_text(self._decode, prompt.tolist(), ids.tolist())) + strings.flush()
 
     def _generated(self, tokens: list[Token], logprobs: int | None) -> Generated:
         new = [token for token in tokens if token.id is not None]

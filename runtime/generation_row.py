@@ -8,7 +8,6 @@ from typing import Final
 
 import numpy as np
 
-from pinnace.errors import UsageError
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.logits import processors
@@ -51,12 +50,11 @@ class Row:
         limit: most new tokens.
         vocabulary: how many scores a step gives.
         place: number of the prompt, and of the row among its prompt's rows.
-        decode: ids to text; None for a row without text.
+        decode: ids to text; None for a row without text, in which no stop string is found.
         logprobs: give log-probabilities, and of this many likeliest tokens too.
         deadline: the request's time limit.
 
     Raises:
-        UsageError: stop strings without a tokenizer.
         InputError: an option names a token outside the vocabulary.
     """
 
@@ -71,8 +69,6 @@ class Row:
         logprobs: int | None = None,
         deadline: Deadline | None = None,
     ) -> None:
-        if config.stop_strings and decode is None:
-            raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
         self.prompt = prompt
         self.config = config
         self.place = place
@@ -85,7 +81,7 @@ class Row:
         self._source = generator(config.seed, place[1]) if config.do_sample else None
         self._strings = StopStrings(config.stop_strings)
         self._stop = RowStop(config.eos_token_id, limit, self._strings, deadline or Deadline(None))
-        self._text = None if decode is None else RowText(decode)
+        self._text = None if decode is None else RowText(decode, prompt.tolist())
         self._logprobs = logprobs
 
     @property

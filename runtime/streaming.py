@@ -9,8 +9,8 @@ from pinnace.runtime.tokenizer import Tokenizer
 
 # What a decoder writes for bytes that are no character, or none yet.
 _UNFINISHED: Final = "\ufffd"
-# More bytes than any character has, in tokens of one byte: what is still unfinished then will never be finished.
-_MOST_HELD: Final = 8
+# So many of the prompt's last tokens decide how the first new one is written: a special token or two and a word.
+_NEIGHBOURS: Final = 8
 
 
 class RowText:
@@ -21,13 +21,14 @@ class RowText:
 
     Args:
         decode: ids to text.
+        prompt: the tokens before the first, which decide whether its text begins with a space.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str]) -> None:
+    def __init__(self, decode: Callable[[list[int]], str], prompt: Sequence[int] = ()) -> None:
         self._decode = decode
-        self._before: list[int] = []
+        self._before = list(prompt[-_NEIGHBOURS:])
         self._held: list[int] = []
-        self._known = ""
+        self._known = decode(self._before).rstrip(_UNFINISHED) if self._before else ""
 
     def push(self, token: int) -> str:
         """Take a token and return the text that is now whole; often empty."""
@@ -40,7 +41,7 @@ class RowText:
 
     def _take(self, *, final: bool) -> str:
         text = self._decode(self._before + self._held)
-        if not final and text.endswith(_UNFINISHED) and len(self._held) < _MOST_HELD:
+        if not final and text.endswith(_UNFINISHED):
             return ""
         piece = text[len(self._known) :]
         if not piece and not final:
@@ -49,6 +50,12 @@ class RowText:
         self._before, self._held = self._held, []
         self._known = self._decode(self._before)
         return piece
+
+
+def new_text(decode: Callable[[list[int]], str], prompt: Sequence[int], tokens: Sequence[int]) -> str:
+    """Return the text that tokens add to their prompt's, as `RowText` gives it in pieces."""
+    row = RowText(decode, prompt)
+    return "".join([*(row.push(token) for token in tokens), row.flush()])
 
 
 def row_decoder(tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Callable[[list[int]], str]:
