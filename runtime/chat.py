@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,7 +26,6 @@ _DEFAULT: Final = "default"
 _TOOLS: Final = "tool_use"
 # Names under which a message may carry what the model thought; templates read one or the other.
 _REASONING: Final = ("reasoning_content", "reasoning", "thinking")
-_MARK: Final = "\x02continue here\x03"
 
 Message = Mapping[str, Any]
 
@@ -117,8 +117,10 @@ class ChatTemplate:
                 "add_generation_prompt starts a new answer and continue_final_message goes on with the last: pass one."
             )
         chat = _messages(messages)
+        # Unlike anything in the messages; the space shows whether the template trims them.
+        mark = f"continue{secrets.token_hex(8)} "
         if continue_final_message:
-            _mark(chat[-1])
+            _put(mark, chat[-1])
         name = self._choose(template, bool(tools))
         line = _as_json(
             {
@@ -131,7 +133,7 @@ class ChatTemplate:
             }
         )
         text = self._process(name).render(line)
-        return _until_mark(text) if continue_final_message else text
+        return _until(mark, text) if continue_final_message else text
 
     def close(self) -> None:
         """End the processes; the next rendering starts new ones."""
@@ -184,26 +186,26 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
-def _mark(message: dict[str, Any]) -> None:
+def _put(mark: str, message: dict[str, Any]) -> None:
     """Put a mark behind the text of a message."""
     content = message.get("content")
     if isinstance(content, str):
-        message["content"] = content + _MARK
+        message["content"] = content + mark
         return
     parts = [dict(part) for part in content] if isinstance(content, list) else []
     for part in reversed(parts):
         if isinstance(part.get("text"), str):
-            part["text"] += _MARK
+            part["text"] += mark
             message["content"] = parts
             return
     raise InputError("continue_final_message: the last message has no text to go on with.")
 
 
-def _until_mark(text: str) -> str:
-    place = text.rfind(_MARK)
+def _until(mark: str, text: str) -> str:
+    place = text.rfind(mark.strip())
     if place < 0:
         raise InputError("continue_final_message: the template leaves out the end of the last message.")
-    return text[:place]
+    return text[:place] if text.startswith(mark, place) else text[:place].rstrip()
 
 
 def _as_json(variables: dict[str, Any]) -> str:

@@ -21,7 +21,7 @@ FUEL: Final = 1_000_000
 """Most steps of one rendering; a conversation of 1,000 messages takes about 50,000."""
 PROCESSOR_SECONDS: Final = 0.25
 """Most processor time of one rendering; a conversation of 1,000 messages takes about 0.01."""
-WALL_SECONDS: Final = 0.9
+WALL_SECONDS: Final = 0.7
 """Most time of one rendering, for a machine that is busy with other things."""
 MEMORY: Final = 256 << 20
 """Most address space of the process, in bytes; about 50 MB are Python itself."""
@@ -47,6 +47,7 @@ class ChatProcess:
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
+        self._finalizer: weakref.finalize[..., ChatProcess] | None = None
 
     def render(self, variables: str) -> str:
         """Render with variables given as one line of JSON.
@@ -124,7 +125,7 @@ class ChatProcess:
             raise MachineError(f"cannot start the process that renders chat templates: {error.strerror}") from error
         assert child.stdin is not None and child.stdout is not None  # noqa: S101 - both are pipes by construction
         self._child, self._owner = child, os.getpid()
-        weakref.finalize(self, _kill, child, os.getpid())
+        self._finalizer = weakref.finalize(self, _kill, child, os.getpid())
         child.stdin.write(json.dumps(limits).encode() + b"\n")
         child.stdin.flush()
         if _read_line(child.stdout.fileno(), _START_SECONDS) is None:
@@ -133,9 +134,9 @@ class ChatProcess:
         return child
 
     def _end(self) -> None:
-        child, self._child = self._child, None
-        if child is not None:
-            _kill(child, self._owner)
+        self._child = None
+        if self._finalizer is not None:
+            self._finalizer()
 
 
 def _kill(child: subprocess.Popen[bytes], owner: int) -> None:
