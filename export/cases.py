@@ -47,7 +47,7 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
         whole = B * T == 1 or (longest == T and not static)
         for padding in ("none",) if whole else ("none", "right", "left"):
             # An in-place cache is filled by right-padded prompts; after that, many tokens at once only in a single row.
-            prompt = cache is not None and cache.in_place and (padding != "none" or B > 1)
+            prompt = cache is not None and cache.in_place and (padding != "none" or (B > 1 and T > 1))
             if prompt and (padding == "left" or "past_sequence" in static):
                 continue
             yield make_case(

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 SEMANTIC_DOMAIN: Final = "pinnace"
+LEFT_OUT: Final = ""  # name of an optional output that is not wanted
 MODULE: Final = "module"  # key of a node's note: the dotted path of the module it came from
 Row = Callable[["Emitter"], Sequence[ir.Value]]
 Reader = Callable[[str], npt.NDArray[np.float64]]  # gives a small weight's numbers by its name

@@ -9,7 +9,7 @@ from typing import Final
 import onnx_ir as ir
 
 from pinnace.export import lowering_onnx as standard
-from pinnace.export.graph import Emitter, Row
+from pinnace.export.graph import LEFT_OUT, Emitter, Row
 
 FUSED: Final = "com.microsoft"
 GROUP_QUERY_STEP: Final = 8  # GroupQueryAttention takes head sizes that are multiples of this
@@ -91,10 +91,11 @@ def multi_head_attention(e: Emitter) -> Sequence[ir.Value]:
 def add_rms_norm(e: Emitter) -> Sequence[ir.Value]:
     """SkipSimplifiedLayerNormalization: one kernel on CUDA."""
     x, residual, weight = (e.needed(i) for i in range(3))
-    normed, _, _, total = e.ops(
+    normed, mean, deviation, total = e.ops(
         "SkipSimplifiedLayerNormalization", x, residual, weight, domain=FUSED, outputs=4,
         epsilon=e.attribute("epsilon"),
     )  # fmt: skip
+    mean.name = deviation.name = LEFT_OUT
     return [normed, total]
 
 
