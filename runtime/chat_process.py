@@ -18,13 +18,13 @@ from pinnace.errors import BundleError, InputError, MachineError
 from pinnace.runtime.tokenizer_files import MAX_TEXT_CHARS
 
 FUEL: Final = 1_000_000
-"""Most steps of one rendering; a conversation of 1,000 messages takes about 50,000."""
+"""Most steps of one rendering; a conversation of 1,000 messages takes fewer than 100,000."""
 PROCESSOR_SECONDS: Final = 0.25
-"""Most processor time of one rendering; a conversation of 1,000 messages takes about 0.01."""
+"""Most processor time of one rendering; a conversation of 1,000 messages takes about 0.003."""
 WALL_SECONDS: Final = 0.7
 """Most time of one rendering, for a machine that is busy with other things."""
 MEMORY: Final = 256 << 20
-"""Most address space of the process, in bytes; about 50 MB are Python itself."""
+"""Most address space of the process, in bytes; about 20 MB are Python itself."""
 _START_SECONDS: Final = 30.0
 
 _LIMITS: Final = {

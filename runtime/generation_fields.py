@@ -85,7 +85,8 @@ def _sequences(name: str, value: Any) -> tuple[tuple[int, ...], ...]:
     return tuple(dict.fromkeys(_sequence(name, one) for one in _list(name, value, "a list of lists of token ids")))
 
 
-_finite: Final = _real(-math.inf, math.inf)
+# Beyond these, sums of scores in single precision would be infinite.
+_finite: Final = _real(-1e30, 1e30)
 
 
 def _bias(name: str, value: Any) -> float:
@@ -137,7 +138,7 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "max_length": _whole(1),
     "min_new_tokens": _whole(0),
     "min_length": _whole(0),
-    "max_time": _real(0, math.inf, open_low=True),
+    "max_time": _real(0, 1e9, open_low=True),
     "stop_strings": _strings,
     "do_sample": _flag,
     "temperature": _any_real,
@@ -146,7 +147,7 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "min_p": _any_real,
     "typical_p": _any_real,
     "seed": _whole(0, 2**64 - 1),
-    "repetition_penalty": _real(0, math.inf, open_low=True),
+    "repetition_penalty": _real(0.001, 1000),
     "presence_penalty": _finite,
     "frequency_penalty": _finite,
     "no_repeat_ngram_size": _whole(0),
@@ -159,7 +160,7 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "forced_eos_token_id": _ids,
     "num_beams": _whole(1, MAX_ROWS),
     "num_beam_groups": _whole(1, MAX_ROWS),
-    "diversity_penalty": _real(0, math.inf),
+    "diversity_penalty": _real(0, 1e30),
     "length_penalty": _real(-10, 10),
     "early_stopping": _early,
     "num_return_sequences": _whole(1, MAX_ROWS),
@@ -171,7 +172,11 @@ FIELDS: Final[Mapping[str, Reader]] = {
 """Option -> how its value is read; None is the caller's business."""
 
 _SAMPLING: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
-    "temperature": (lambda value: value > 0, "above 0; for the likeliest token each time pass do_sample=False"),
+    # Below that, scores divided by it would be infinite.
+    "temperature": (
+        lambda value: value >= 1e-5,
+        "of at least 0.00001; for the likeliest token each time pass do_sample=False",
+    ),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "typical_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),

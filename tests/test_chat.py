@@ -230,6 +230,37 @@ def test_a_template_pickles_without_its_process() -> None:
     assert pickle.loads(pickle.dumps(template)).render(chat) == "<s>x"  # noqa: S301 - our own bytes
 
 
+def test_a_killed_process_is_replaced() -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+    chat = [{"role": "user", "content": "x"}]
+    assert template.render(chat) == "x"
+    child = template._processes["default"]._child
+    assert child is not None
+    child.kill()
+    child.wait()
+    assert template.render(chat) == "x"
+
+
+def test_a_forked_child_and_its_parent_use_processes_of_their_own() -> None:
+    code = (
+        "import os, sys\n"
+        "from pinnace.runtime.chat import ChatTemplate\n"
+        "t = ChatTemplate('{{ messages[0].content }}')\n"
+        "t.render([{'role': 'user', 'content': 'x'}])\n"
+        "first = t._processes['default']._child.pid\n"
+        "child = os.fork()\n"
+        "name = 'parent' if child else 'child'\n"
+        "for turn in range(50):\n"
+        "    assert t.render([{'role': 'user', 'content': f'{name}{turn}'}]) == f'{name}{turn}'\n"
+        "assert (t._processes['default']._child.pid == first) == bool(child)\n"
+        "if child:\n"
+        "    assert os.waitpid(child, 0)[1] == 0\n"
+        "    assert t.render([{'role': 'user', 'content': 'end'}]) == 'end'\n"
+        "    assert t._processes['default']._child.pid == first\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_the_process_ends_with_the_program() -> None:
     code = (
         "from pinnace.runtime.chat import ChatTemplate\n"

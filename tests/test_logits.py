@@ -61,6 +61,17 @@ def test_filters(seed: int, index: int, keep: int) -> None:
         np.testing.assert_array_equal(given, before)
 
 
+@pytest.mark.parametrize("mass", [0.2, 0.6, 0.9, 0.999])
+@pytest.mark.parametrize("sharpness", [0.05, 1.0, 2.0])
+def test_a_nucleus_of_a_large_vocabulary(mass: float, sharpness: float) -> None:
+    """Small enough to be found among the likeliest tokens alone, and too large for that."""
+    given = scores(0, 20_000, 2) * np.float32(sharpness)
+    expected = theirs(oracle.TopPLogitsWarper(mass), ids(0)[:2], given)
+    differ = np.isfinite(logits_filters.top_p(mass)(given)) != np.isfinite(expected)
+    # Where 10,000 shares are nearly equal, rounding decides at which of them the mass is reached.
+    assert differ.sum(axis=1).max() <= 2
+
+
 @pytest.mark.parametrize("index", range(len(FILTERS)))
 def test_filters_behind_another(index: int) -> None:
     """Most scores are minus infinity already."""
