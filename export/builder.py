@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
@@ -24,17 +26,18 @@ from pinnace.export.passes import tidy
 from pinnace.export.ranges import too_large_for_fp16
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
+from pinnace.export.tasks import limits_of
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
-from pinnace.export.weights import bind_weights, random_weights, unbound
+from pinnace.export.weights import bind_weights, random_weights, read_number, unbound
 from pinnace.export.writer import file_facts, publishing
 from pinnace.models.checkpoint import Checkpoint, Resolution
 from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
 from pinnace.models.registry import head_class
 from pinnace.quantize.fp16 import to_fp16
-from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Limits, Manifest, Variant
+from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
 # Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
 ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyType(
@@ -42,7 +45,7 @@ ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyTyp
         ("ort", "fp32"): lowering_ort.CPU_ROWS,
         ("ort", "fp16"): lowering_ort.CUDA_ROWS,
         ("onnx", "fp32"): lowering_onnx.ROWS,
-        ("onnx", "fp16"): lowering_onnx.ROWS,
+        ("onnx", "fp16"): lowering_onnx.HALF_ROWS,
     }
 )
 DEFAULT_OPSET: Final = 23
@@ -165,11 +168,7 @@ class _Build:
         self.graph_folder.mkdir(exist_ok=True)
         self.config = origin.config
         self.head = head_class(origin.arch, origin.head)
-        self.limits = Limits(
-            sequence=self.config.max_position_embeddings,
-            vocabulary=self.config.vocab_size,
-            token_types=self.config.type_vocab_size,
-        )
+        self.limits = limits_of(self.config)
         self.model_options: dict[str, Any] = {}
         self.found = Resolution({})
         self.fresh: tuple[str, ...] = ()
@@ -182,14 +181,18 @@ class _Build:
             path = self.graph_folder / self._weights_file("fp32")
             shared = origin.arch.names.tied if tied else {}
             own = {name: shape for name, shape in self._shapes().items() if name not in shared}
-            random_weights(path, own, self.config.initializer_range)
+            random_weights(path, own, self.config.initializer_range, origin.arch.names.start)
             made = Checkpoint.of_files(self.graph_folder, (path,))
             self.found = made.resolve(self._shapes(), origin.arch.names, tied=tied)
             return
         checkpoint = Checkpoint.open(origin.folder, allow_pickle=allow_pickle)
         self._keep = checkpoint  # a converted pickle lives as long as this
         found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
-        if origin.task.name == "feature-extraction" and all("pooler." in name for name in found.missing):
+        if (
+            self._has_pooler()
+            and origin.task.name == "feature-extraction"
+            and all("pooler." in n for n in found.missing)
+        ):
             self.model_options = {"add_pooling_layer": not found.missing}
             found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
         found.require(origin.source.name, origin.head, init_missing=init_missing)
@@ -199,7 +202,8 @@ class _Build:
             self.fresh = found.missing
             shapes = self._shapes()
             path = self.graph_folder / INIT_FILE
-            random_weights(path, {name: shapes[name] for name in found.missing}, self.config.initializer_range)
+            missing = {name: shapes[name] for name in found.missing}
+            random_weights(path, missing, self.config.initializer_range, origin.arch.names.start)
             fresh = Checkpoint.of_files(self.graph_folder, (path,)).tensors
             found = dataclasses.replace(found, bound={**found.bound, **fresh}, missing=())
         self.found = found
@@ -208,6 +212,9 @@ class _Build:
         with torch.device("meta"):
             state = self.head(self.config, **self.model_options).state_dict()
         return {name: tuple(tensor.shape) for name, tensor in state.items()}
+
+    def _has_pooler(self) -> bool:
+        return any("pooler." in name for name in self._shapes())
 
     def _weights_file(self, precision: str) -> str:
         """Name of a converted weights file; fp32 ones in the flat layout are still a Hugging Face checkpoint."""
@@ -218,7 +225,7 @@ class _Build:
         """Trace, lower, bind, validate, describe."""
         face = interface(
             self.origin.task, self.config, self.options, target=self.target,
-            pooler=self.model_options.get("add_pooling_layer", True),
+            pooler=self._has_pooler(),
         )  # fmt: skip
         copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
@@ -266,7 +273,7 @@ class _Build:
 
     def _write(self, model: ir.Model, precision: str, cases: Sequence[Case]) -> Variant:
         """Lower a traced model for one precision, bind its weights and save it."""
-        lower(model, ROWS[self.target, precision], self.opset)
+        folded = lower(model, ROWS[self.target, precision], self.opset, self._read)
         tidy(model)
         graph = self.graph_names[precision]
         islands: tuple[str, ...] = ()
@@ -276,12 +283,15 @@ class _Build:
         if precision == "fp16":
             islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
             to_fp16(model, islands)
-        weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision))
+        weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision), folded)
         path = self.graph_folder / graph
         ir.save(model, path)
         inside = path.relative_to(self.scratch).as_posix()
         prefix = inside.removesuffix(graph)
         return Variant(self.target, self.opset, inside, tuple(prefix + name for name in weights), islands)
+
+    def _read(self, name: str) -> npt.NDArray[np.float64]:
+        return read_number(name, self.found.bound[name])
 
     def _manifest(
         self, face: Interface, variants: dict[str, Variant], special: dict[str, int], *, pooling: bool

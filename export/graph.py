@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
 SEMANTIC_DOMAIN: Final = "pinnace"
+LEFT_OUT: Final = ""  # name of an optional output that is not wanted
 MODULE: Final = "module"  # key of a node's note: the dotted path of the module it came from
 Row = Callable[["Emitter"], Sequence[ir.Value]]
+Reader = Callable[[str], npt.NDArray[np.float64]]  # gives a small weight's numbers by its name
+FunctionBuilder = Callable[[int], ir.Function]
 
 
 class Emitter:
@@ -21,10 +26,11 @@ class Emitter:
         opset: version of the standard operators that the graph will use.
     """
 
-    def __init__(self, node: ir.Node, opset: int, constants: Constants) -> None:
+    def __init__(self, node: ir.Node, opset: int, constants: Constants, work: _Work) -> None:
         self.node, self.opset = node, opset
         self.nodes: list[ir.Node] = []
         self.constant = constants.get
+        self._work = work
 
     def input(self, index: int) -> ir.Value | None:
         """The semantic node's input at ``index``, None where it was left out."""
@@ -39,6 +45,21 @@ class Emitter:
     def attribute(self, name: str) -> Any:
         """Value of an attribute of the semantic node."""
         return self.node.attributes[name].value
+
+    def read(self, index: int) -> float:
+        """The one number of the weight at ``index``, which thereby becomes a constant of the graph."""
+        name = str(self.needed(index).name)
+        self._work.folded.add(name)
+        return float(self._work.reader(name).item())
+
+    def call(
+        self, builder: FunctionBuilder, *inputs: ir.Value, outputs: int = 1, **attributes: Any
+    ) -> Sequence[ir.Value]:
+        """Emit a call of a function that the graph carries, with the function's own attributes."""
+        if builder not in self._work.functions:
+            self._work.functions[builder] = builder(self.opset)
+        function = self._work.functions[builder]
+        return self.ops(function.name, *inputs, domain=function.domain, outputs=outputs, **attributes)
 
     def output_is_read(self, index: int) -> bool:
         """Whether anything reads the semantic node's output at ``index``."""
@@ -61,6 +82,15 @@ class Emitter:
         return node.outputs
 
 
+@dataclasses.dataclass
+class _Work:
+    """What the rows share: a reader of small weights, the names that were read, and the functions that are called."""
+
+    reader: Reader
+    folded: set[str] = dataclasses.field(default_factory=set)
+    functions: dict[FunctionBuilder, ir.Function] = dataclasses.field(default_factory=dict)
+
+
 class Constants:
     """Small constants of a graph, each stored once as an initializer."""
 
@@ -80,20 +110,25 @@ class Constants:
         return self._graph.initializers[name]
 
 
-def lower(model: ir.Model, rows: Mapping[str, Row], opset: int) -> None:
+def lower(model: ir.Model, rows: Mapping[str, Row], opset: int, reader: Reader) -> frozenset[str]:
     """Replace every semantic node of the graph, in place, by what its row emits.
 
     Args:
-        model: a traced model; afterwards it holds target operators only.
+        model: a traced model; afterwards it holds target operators, and calls of the functions that it carries.
         rows: semantic operator -> row.
         opset: version of the standard operators to use.
+        reader: gives the numbers of a weight that a row makes a constant of.
+
+    Returns:
+        names of those weights; nothing in the graph reads them any more.
     """
     graph = model.graph
     constants = Constants(graph)
+    work = _Work(reader)
     for node in list(graph):
         if node.domain != SEMANTIC_DOMAIN:
             continue
-        emitter = Emitter(node, opset, constants)
+        emitter = Emitter(node, opset, constants, work)
         values = rows[node.op_type](emitter)
         for new in emitter.nodes:
             new.metadata_props.update(node.metadata_props)
@@ -108,3 +143,6 @@ def lower(model: ir.Model, rows: Mapping[str, Row], opset: int) -> None:
     for node in graph:
         model.opset_imports[node.domain] = opset if node.domain == "" else 1
     model.opset_imports[""] = opset
+    for function in work.functions.values():
+        model.functions[function.identifier()] = function
+    return frozenset(work.folded)

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pinnace.errors import UsageError
 from pinnace.export.lowering_ort import shares_cache
-from pinnace.export.tasks import DYNAMIC_AXES, Task, sizes, with_sizes
+from pinnace.export.tasks import DYNAMIC_AXES, Task, limits_of, sizes, with_sizes
 from pinnace.models.ops import last_position
 from pinnace.spec import CacheSpec, TensorSpec
 
@@ -88,7 +88,7 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
     """
     known = sizes(config)
     cache = _cache(config, target, options) if task.causal else None
-    inputs = list(task.inputs)
+    inputs = list(task.inputs_of(config.model_type))
     outputs = [spec for spec in task.outputs if pooler or spec.name != "pooler_output"]
     if options.all_logits:
         outputs = [_every_position(spec) for spec in outputs]
@@ -120,13 +120,13 @@ def _every_position(spec: TensorSpec) -> TensorSpec:
 
 
 def _cache(config: Any, target: str, options: Options) -> CacheSpec:
-    heads = config.num_attention_heads
-    head_size = config.hidden_size // heads
+    heads = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    head_size = getattr(config, "head_size", config.hidden_size // config.num_attention_heads)
     return CacheSpec(
         layers=config.num_hidden_layers,
         heads=heads,
         head_size=head_size,
-        capacity=config.max_position_embeddings,
+        capacity=limits_of(config).sequence,
         in_place=target == "ort" and shares_cache(head_size, attentions=options.attentions),
     )
 
@@ -136,18 +136,19 @@ def _fixed(
 ) -> dict[str, int]:
     # The total is the past and the new tokens together, never chosen by itself.
     axes = {axis for spec in inputs for axis in spec.shape if axis in DYNAMIC_AXES} - {"total_sequence"}
+    longest = limits_of(config).sequence
     for axis, size in static.items():
         if axis not in axes:
             raise UsageError(f"--static {axis}={size}: this task has the axes {', '.join(sorted(map(str, axes)))}")
         if size < 1:
             raise UsageError(f"--static {axis}={size}: a size is at least 1")
-        if "sequence" in axis and size > config.max_position_embeddings:
-            raise UsageError(f"--static {axis}={size}: the model takes at most {config.max_position_embeddings} tokens")
+        if "sequence" in axis and size > longest:
+            raise UsageError(f"--static {axis}={size}: the model takes at most {longest} tokens")
     past, new = static.get("past_sequence", 0), static.get("sequence", 1)
-    if past + new > config.max_position_embeddings:
+    if past + new > longest:
         raise UsageError(
             f"--static past_sequence={past}: with {new} more the model would see {past + new} tokens, "
-            f"it takes at most {config.max_position_embeddings}"
+            f"it takes at most {longest}"
         )
     if cache is not None and cache.in_place and past and new > 1 and static.get("batch", 1) > 1:
         raise UsageError(

@@ -9,7 +9,7 @@ from typing import Final
 import onnx_ir as ir
 
 from pinnace.export import lowering_onnx as standard
-from pinnace.export.graph import Emitter, Row
+from pinnace.export.graph import LEFT_OUT, Emitter, Row
 
 FUSED: Final = "com.microsoft"
 GROUP_QUERY_STEP: Final = 8  # GroupQueryAttention takes head sizes that are multiples of this
@@ -88,6 +88,17 @@ def multi_head_attention(e: Emitter) -> Sequence[ir.Value]:
     return [e.op("MultiHeadAttention", q, k, v, bias, keys, domain=FUSED, num_heads=e.attribute("num_heads"))]
 
 
+def add_rms_norm(e: Emitter) -> Sequence[ir.Value]:
+    """SkipSimplifiedLayerNormalization: one kernel on CUDA."""
+    x, residual, weight = (e.needed(i) for i in range(3))
+    normed, mean, deviation, total = e.ops(
+        "SkipSimplifiedLayerNormalization", x, residual, weight, domain=FUSED, outputs=4,
+        epsilon=e.attribute("epsilon"),
+    )  # fmt: skip
+    mean.name = deviation.name = LEFT_OUT
+    return [normed, total]
+
+
 def shares_cache(head_size: int, *, attentions: bool) -> bool:
     """Whether past and present are one buffer: GroupQueryAttention takes the head size and its weights are not read."""
     return head_size % GROUP_QUERY_STEP == 0 and not attentions
@@ -98,7 +109,8 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
 
     Rows are right-padded: a row's length is the number of ones in its mask.
     """
-    if not shares_cache(standard.q_head_size(e), attentions=e.output_is_read(1)):
+    without_past = e.input(4) is None  # rows may then be padded on either side
+    if without_past or not shares_cache(standard.q_head_size(e), attentions=e.output_is_read(1)):
         return standard.cached_attention(e)
     mask, past_key, past_value = e.needed(3), e.needed(4), e.needed(5)
     q, k, v = standard.biased_projections(e, 6)
@@ -122,5 +134,12 @@ CPU_ROWS: Final[Mapping[str, Row]] = types.MappingProxyType(
     }
 )
 CUDA_ROWS: Final[Mapping[str, Row]] = types.MappingProxyType(
-    {**CPU_ROWS, "Activation": activation, "AddLayerNorm": add_layer_norm, "Attention": multi_head_attention}
+    {
+        **CPU_ROWS,
+        "Activation": activation,
+        "AddLayerNorm": add_layer_norm,
+        "AddRMSNorm": add_rms_norm,
+        "Attention": multi_head_attention,
+        "XIELU": standard.half_xielu,
+    }
 )

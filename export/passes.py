@@ -7,7 +7,7 @@ import re
 import onnx_ir as ir
 from onnx_ir.passes import common
 
-from pinnace.export.graph import MODULE
+from pinnace.export.graph import LEFT_OUT, MODULE
 
 
 def tidy(model: ir.Model) -> None:
@@ -52,5 +52,5 @@ def _name_nodes(graph: ir.Graph) -> None:
         seen[base] = number + 1
         node.name = f"{base}_{number}" if number else base
         for index, value in enumerate(node.outputs):
-            if id(value) not in kept:
+            if id(value) not in kept and value.name != LEFT_OUT:
                 value.name = f"{node.name}_output_{index}"

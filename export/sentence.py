@@ -21,5 +21,6 @@ def sentence_case(folder: Path, interface: Interface) -> Case | None:
     if interface.options.static or interface.cache is not None or len(interface.inputs[0].shape) != 2:
         return None
     encoded = load_tokenizer(folder)(PAIR, TEXT, return_token_type_ids=True, truncation=True, max_length=64)
-    inputs = {name: np.asarray([encoded[name]], np.int64) for name in sorted(names)}
+    places = {"position_ids": range(len(encoded["input_ids"]))}
+    inputs = {name: np.asarray([places.get(name) or encoded[name]], np.int64) for name in sorted(names)}
     return Case("sentence", inputs, inputs["attention_mask"] != 0)

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import UsageError
-from pinnace.spec import TASK_ALIASES, TensorSpec, canonical_task
+from pinnace.spec import TASK_ALIASES, Limits, TensorSpec, canonical_task
 
 # Names of axes: these may vary from run to run, all others are sizes that the configuration fixes (see `sizes`).
 DYNAMIC_AXES: Final = ("batch", "choices", "sequence", "past_sequence", "total_sequence")
@@ -19,6 +19,7 @@ class Task:
     """What a task's graph takes and gives, with symbolic shapes.
 
     ``heads`` maps an architecture's name to the class of its head. A ``causal`` task has key/value cache inputs.
+    ``inputs`` are those of most architectures, ``others`` the inputs of those that differ.
     """
 
     name: str
@@ -26,6 +27,11 @@ class Task:
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
     causal: bool = False
+    others: Mapping[str, tuple[TensorSpec, ...]] = dataclasses.field(default_factory=dict)
+
+    def inputs_of(self, architecture: str) -> tuple[TensorSpec, ...]:
+        """Inputs of the graph for an architecture."""
+        return self.others.get(architecture, self.inputs)
 
 
 def _ints(*names: str, axes: tuple[str, ...] = ("batch", "sequence")) -> tuple[TensorSpec, ...]:
@@ -37,13 +43,18 @@ def _floats(**shapes: tuple[int | str, ...]) -> tuple[TensorSpec, ...]:
 
 
 _TEXT: Final = _ints("input_ids", "attention_mask", "token_type_ids")
+# Rotary positions may start anywhere, so every task of a decoder is told them.
+_PLACED: Final[Mapping[str, tuple[TensorSpec, ...]]] = types.MappingProxyType(
+    {"apertus": _ints("input_ids", "attention_mask", "position_ids")}
+)
 _ROW: Final = ("batch", "sequence")
 _ROWS: Final = (
     Task(
         "feature-extraction",
-        {"bert": "BertModel"},
+        {"bert": "BertModel", "apertus": "ApertusModel"},
         _TEXT,
         _floats(last_hidden_state=(*_ROW, "hidden"), pooler_output=("batch", "hidden")),
+        others=_PLACED,
     ),
     Task("fill-mask", {"bert": "BertForMaskedLM"}, _TEXT, _floats(logits=(*_ROW, "vocabulary"))),
     Task(
@@ -52,7 +63,13 @@ _ROWS: Final = (
         _TEXT,
         _floats(start_logits=_ROW, end_logits=_ROW),
     ),
-    Task("token-classification", {"bert": "BertForTokenClassification"}, _TEXT, _floats(logits=(*_ROW, "labels"))),
+    Task(
+        "token-classification",
+        {"bert": "BertForTokenClassification", "apertus": "ApertusForTokenClassification"},
+        _TEXT,
+        _floats(logits=(*_ROW, "labels")),
+        others=_PLACED,
+    ),
     Task("text-classification", {"bert": "BertForSequenceClassification"}, _TEXT, _floats(logits=("batch", "labels"))),
     Task("text-ranking", {"bert": "BertForSequenceClassification"}, _TEXT, _floats(logits=("batch", "labels"))),
     Task(
@@ -76,7 +93,7 @@ _ROWS: Final = (
     ),
     Task(
         "text-generation",
-        {"bert": "BertLMHeadModel"},
+        {"bert": "BertLMHeadModel", "apertus": "ApertusForCausalLM"},
         (
             TensorSpec("input_ids", "int64", _ROW),
             TensorSpec("attention_mask", "int64", ("batch", "total_sequence")),
@@ -113,6 +130,15 @@ def task_of_head(head: str) -> str | None:
 def sizes(config: Any) -> dict[str, int]:
     """Sizes that the names in output shapes stand for, read off a configuration."""
     return {"hidden": config.hidden_size, "labels": config.num_labels, "vocabulary": config.vocab_size}
+
+
+def limits_of(config: Any) -> Limits:
+    """What a model takes; one with rotary positions may go beyond ``max_position_embeddings``, and has no segments."""
+    return Limits(
+        sequence=getattr(config, "longest_row", config.max_position_embeddings),
+        vocabulary=config.vocab_size,
+        token_types=getattr(config, "type_vocab_size", 1),
+    )
 
 
 def with_sizes(specs: tuple[TensorSpec, ...], known: Mapping[str, int]) -> tuple[TensorSpec, ...]:

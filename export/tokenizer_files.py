@@ -12,7 +12,7 @@ from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 _SENTENCE: Final = "sentence_bert_config.json"
-_PLAIN: Final = ("tokenizer.json", "vocab.txt", "config_sentence_transformers.json", _SENTENCE)
+_PLAIN: Final = ("tokenizer.json", "vocab.txt", "chat_template.jinja", "config_sentence_transformers.json", _SENTENCE)
 _FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _POOLING: Final = "1_Pooling/config.json"
 _MODULES: Final = "modules.json"

@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pinnace.export.tasks import DYNAMIC_AXES
 from pinnace.export.translate import translate
-from pinnace.models import ops
+from pinnace.models.semantic import semantic_tracing
 from pinnace.spec import TensorSpec
 
 # Sizes of the example that is traced; odd and different, so that no two axes look equal.
@@ -56,7 +56,7 @@ def trace(
     Returns:
         the model; its initializers are named as the model's ``state_dict`` and hold no data.
     """
-    with warnings.catch_warnings(action="ignore"), FakeTensorMode(), ops.semantic_tracing():
+    with warnings.catch_warnings(action="ignore"), FakeTensorMode(), semantic_tracing():
         model = build().eval()
         example = tuple(
             torch.ones(*(EXAMPLE_SIZES[a] if isinstance(a, str) else a for a in s.shape), dtype=getattr(torch, s.dtype))

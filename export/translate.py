@@ -188,6 +188,7 @@ _ROWS: Final[Mapping[str, TranslationRow]] = types.MappingProxyType(
     {
         "aten.clone.default": lambda t, x: t.op("Identity", t.value(x)),
         "aten.dropout.default": lambda t, x, *_: t.value(x),
+        "aten.embedding.default": lambda t, table, ids, *_: t.op("Gather", t.value(table), t.value(ids)),
         "aten.expand.default": _expand,
         "aten.flatten.using_ints": _flatten,
         "aten.gather.default": lambda t, x, axis, index: t.op("GatherElements", t.value(x), t.value(index), axis=axis),

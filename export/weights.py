@@ -8,7 +8,7 @@ import math
 import os
 import shutil
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ _WRITTEN: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
     {ir.DataType.FLOAT: ("F32", "<f4"), ir.DataType.FLOAT16: ("F16", "<f2")}
 )
 Array = npt.NDArray[Any]
+CHECKPOINT_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 
 
@@ -35,7 +36,11 @@ def unbound(model: ir.Model) -> dict[str, ir.Value]:
 
 
 def bind_weights(
-    model: ir.Model, located: Mapping[str, TensorLocation], folder: Path, file_name: str
+    model: ir.Model,
+    located: Mapping[str, TensorLocation],
+    folder: Path,
+    file_name: str,
+    folded: Collection[str] = (),
 ) -> tuple[str, ...]:
     """Give every weight of the graph its bytes in a file of ``folder``.
 
@@ -47,6 +52,7 @@ def bind_weights(
         located: weight name -> where the checkpoint holds it.
         folder: where the graph's file will lie.
         file_name: name for a converted file, in the safetensors format.
+        folded: weights that became constants of the graph; a file that is still a checkpoint has them too.
 
     Returns:
         names of the files in ``folder`` that the graph reads.
@@ -55,16 +61,19 @@ def bind_weights(
     places: Mapping[str, TensorLocation] = {name: located[name] for name in weights}
     same = all(place.dtype == _WRITTEN[_type_of(weights[name])][0] for name, place in places.items())
     outside = sorted({place.file for place in places.values() if place.file.parent != folder})
-    if same and (file_name == "model.safetensors" or not outside):
+    if same and (file_name == CHECKPOINT_NAME or not outside):
         for source in outside:
             copy_file(source, folder / source.name)
         if len(outside) > 1 and (outside[0].parent / INDEX_NAME).is_file():
             copy_file(outside[0].parent / INDEX_NAME, folder / INDEX_NAME)
     else:
+        wanted = {name: _type_of(value) for name, value in weights.items()}
+        if file_name == CHECKPOINT_NAME:
+            wanted |= dict.fromkeys(folded, ir.DataType.FLOAT)
         write_safetensors(
             folder / file_name,
-            {name: (_WRITTEN[_type_of(v)][0], located[name].shape) for name, v in sorted(weights.items())},
-            lambda name: _converted(name, located[name], _type_of(weights[name])),
+            {name: (_WRITTEN[kind][0], located[name].shape) for name, kind in sorted(wanted.items())},
+            lambda name: _converted(name, located[name], wanted[name]),
         )
         entries = read_header(folder / file_name)
         places = {n: TensorLocation(folder / file_name, *entries[n]) for n in weights}
@@ -125,6 +134,12 @@ def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterato
         yield out.tobytes()
 
 
+def read_number(name: str, place: TensorLocation) -> npt.NDArray[np.float64]:
+    """Read a small weight into memory."""
+    stored = b"".join(_converted(name, place, ir.DataType.FLOAT))
+    return np.frombuffer(stored, "<f4").astype(np.float64).reshape(place.shape)
+
+
 def write_safetensors(
     path: Path, entries: Mapping[str, tuple[str, Sequence[int]]], content: Callable[[str], Iterator[bytes]]
 ) -> None:
@@ -150,13 +165,16 @@ def write_safetensors(
                 file.write(piece)
 
 
-def random_weights(path: Path, shapes: Mapping[str, Sequence[int]], spread: float, seed: int = 0) -> None:
+def random_weights(
+    path: Path, shapes: Mapping[str, Sequence[int]], spread: float, start: Mapping[str, float], seed: int = 0
+) -> None:
     """Write random weights as training would begin with them: norms one and zero, biases zero, the rest normal.
 
     Args:
         path: safetensors file to write, fp32.
         shapes: weight name -> shape.
         spread: standard deviation of the normal weights.
+        start: last part of a name, from any point on -> the number that such weights start at.
         seed: the same seed gives the same bytes.
     """
     generator = np.random.Generator(np.random.Philox(seed))
@@ -166,10 +184,9 @@ def random_weights(path: Path, shapes: Mapping[str, Sequence[int]], spread: floa
         while left > 0:
             count = min(left, CHUNK)
             left -= count
-            if name.endswith("LayerNorm.weight"):
-                part: Array = np.ones(count, "<f4")
-            elif name.endswith("bias"):
-                part = np.zeros(count, "<f4")
+            fixed = next((value for ending, value in start.items() if name.endswith(ending)), None)
+            if fixed is not None:
+                part: Array = np.full(count, fixed, "<f4")
             else:
                 part = generator.standard_normal(count, np.float32) * np.float32(spread)
             yield part.astype("<f4").tobytes()

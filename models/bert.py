@@ -7,9 +7,8 @@ Shapes: B batch, T new tokens, P past tokens, S = P + T, N heads, D head size, C
 
 from __future__ import annotations
 
-from typing import Any, TypedDict
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from pinnace.errors import ConfigError, InputError
@@ -18,30 +17,17 @@ from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_layers import BertEmbeddings, BertLayer, PassState
 from pinnace.models.cache import KeyValueCache
 from pinnace.models.checkpoint_names import BERT_NAMES
+from pinnace.models.forward_inputs import (
+    PastKeyValues,
+    as_cache,
+    check_positions,
+    count_on,
+    one_of,
+    visible_keys,
+)
 from pinnace.models.modeling import PreTrainedModel
-from pinnace.models.outputs import BaseModelOutput, ModelOutput
-
-PastKeyValues = KeyValueCache | tuple[tuple[Tensor, ...], ...]
-
-# Additive masks mark a hidden key with a number at most this large.
-_HIDDEN_AT_MOST = -1e4
-
-
-class OutputOptions(TypedDict, total=False):
-    """What every forward takes besides its tensors; None asks the configuration."""
-
-    output_attentions: bool | None
-    output_hidden_states: bool | None
-    return_dict: bool | None
-
-
-def one_of(input_ids: Tensor | None, inputs_embeds: Tensor | None) -> Tensor:
-    """The one of both that was given."""
-    if input_ids is not None and inputs_embeds is None:
-        return input_ids
-    if inputs_embeds is not None and input_ids is None:
-        return inputs_embeds
-    raise InputError(f"got {'both' if input_ids is not None else 'neither'} of input_ids and inputs_embeds; give one")
+from pinnace.models.outputs import BaseModelOutput
+from pinnace.models.semantic import is_tracing
 
 
 class BertEncoder(nn.Module):
@@ -79,10 +65,6 @@ class BertPreTrainedModel(PreTrainedModel):
     base_model_prefix = "bert"
     name_rules = BERT_NAMES
     config: BertConfig
-
-    def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
-        wanted = self.config.return_dict if return_dict is None else return_dict
-        return output if wanted else output.to_tuple()
 
 
 class BertModel(BertPreTrainedModel):
@@ -154,17 +136,13 @@ class BertModel(BertPreTrainedModel):
         tokens = one_of(input_ids, inputs_embeds)  # (B, T) or (B, T, C)
         if is_decoder and encoder_hidden_states is not None and not config.add_cross_attention:
             raise InputError("encoder_hidden_states was given, but the configuration has add_cross_attention=False")
-        past = KeyValueCache(past_key_values) if past_key_values and is_decoder else None
-        if position_ids is None and cache_position is not None:
-            position_ids = cache_position[None]
-        elif position_ids is None and past is not None:
-            P = past.get_seq_length()
-            position_ids = torch.arange(P, P + tokens.shape[1], device=tokens.device)[None]
-        if not ops.is_tracing():
-            self._check_length(tokens, past, position_ids)
+        past = as_cache(past_key_values, config.num_hidden_layers) if is_decoder else None
+        position_ids = count_on(position_ids, cache_position, tokens, past)
+        if not is_tracing():
+            check_positions(tokens, position_ids, config.max_position_embeddings)
         with_attentions = config.output_attentions if output_attentions is None else output_attentions
         state = PassState(
-            mask=self._mask(attention_mask, tokens, past),
+            mask=visible_keys(attention_mask, tokens, past, causal=is_decoder),
             past=past,
             encoder_hidden_states=encoder_hidden_states if is_decoder else None,
             encoder_mask=encoder_attention_mask,
@@ -185,33 +163,3 @@ class BertModel(BertPreTrainedModel):
             cross_attentions=tuple(state.cross_attentions) if state.cross_attentions else None,
         )
         return self._finish(output, return_dict)
-
-    def _check_length(self, tokens: Tensor, past: KeyValueCache | None, position_ids: Tensor | None) -> None:
-        limit = self.config.max_position_embeddings
-        if past is not None and len(past) != self.config.num_hidden_layers:
-            raise InputError(f"past_key_values has {len(past)} layers, expected {self.config.num_hidden_layers}")
-        last = tokens.shape[1] - 1 if position_ids is None else int(position_ids.max()) if position_ids.numel() else 0
-        if last >= limit:
-            raise InputError(f"position {last} is asked for, but the model has positions 0 to {limit - 1}.\n  truncate")
-
-    def _mask(self, mask: Tensor | None, tokens: Tensor, past: KeyValueCache | None) -> Tensor | None:
-        """Bring the mask into the form of `ops.attention`; a decoder always gets one."""
-        if mask is None and not self.config.is_decoder:
-            return None
-        B, T = tokens.shape[:2]
-        S = T + (past.get_seq_length() if past is not None else 0)
-        if mask is None:
-            return torch.ones(B, S, dtype=torch.long, device=tokens.device)
-        if ops.is_tracing():
-            return mask
-        if mask.ndim not in (2, 3, 4) or mask.shape[-1] != S:
-            raise InputError(
-                f"attention_mask has shape {tuple(mask.shape)}, expected ({B}, {S}), ({B}, {T}, {S}) "
-                f"or ({B}, heads, {T}, {S}): past and new tokens together"
-            )
-        if mask.ndim == 4 and mask.is_floating_point():
-            hidden = mask <= _HIDDEN_AT_MOST
-            if bool((~hidden & (mask != 0)).any()):
-                raise InputError("a floating-point attention_mask of four axes may hold 0 (visible) and -inf only")
-            return ~hidden
-        return mask

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.models import ops
-from pinnace.models.bert import BertModel, BertPreTrainedModel, OutputOptions, PastKeyValues
+from pinnace.models.bert import BertModel, BertPreTrainedModel
 from pinnace.models.bert_config import BertConfig
 from pinnace.models.checkpoint_names import BERT_NAMES
+from pinnace.models.forward_inputs import OutputOptions, PastKeyValues, keep_positions
 from pinnace.models.losses import causal_loss, class_loss
 from pinnace.models.outputs import CausalLMOutput, HeadOutput, PreTrainingOutput
 
@@ -149,20 +150,12 @@ class BertLMHeadModel(_WordHead):
             encoder_hidden_states, encoder_attention_mask, past_key_values,
             use_cache if labels is None else False, cache_position, return_dict=True, **options,
         )  # fmt: skip
-        logits = self.cls.predictions(_keep(base.last_hidden_state, logits_to_keep))
+        logits = self.cls.predictions(keep_positions(base.last_hidden_state, logits_to_keep))
         loss = None if labels is None else causal_loss(logits, labels)
         output = CausalLMOutput(
             loss, logits, base.past_key_values, base.hidden_states, base.attentions, base.cross_attentions
         )
         return self._finish(output, return_dict)
-
-
-def _keep(x: Tensor, which: int | Tensor) -> Tensor:
-    if isinstance(which, int):
-        return x[:, -which:] if which else x
-    if which.ndim == 2 and which.dtype != torch.bool:
-        return x.gather(1, which[..., None].expand(-1, -1, x.shape[-1]))
-    return x[which] if which.ndim == 2 else x[:, which]
 
 
 class BertForMaskedLM(_WordHead):

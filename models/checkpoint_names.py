@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Mapping
@@ -18,12 +19,14 @@ class NameRules:
         renames: pattern and replacement, each applied once to a stored name.
         ignored: stored names that are no weights and that nobody misses.
         tied: model name -> the name whose tensor it shares where ``tie_word_embeddings``.
+        start: end of a model name -> the number that fresh weights of such names start at; others start at random.
     """
 
     base_prefix: str
     renames: tuple[tuple[re.Pattern[str], str], ...] = ()
     ignored: re.Pattern[str] | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    start: Mapping[str, float] = field(default_factory=dict)
 
     def canonical(self, stored: str) -> str:
         """Return today's spelling of a stored name."""
@@ -55,5 +58,20 @@ BERT_NAMES: Final = NameRules(
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         }
+    ),
+    start=types.MappingProxyType({"LayerNorm.weight": 1.0, "bias": 0.0}),
+)
+
+# Slope 0.5 at 0 and curvature 0.8 on both sides, as published; both alphas as softplus takes them.
+XIELU_START: Final[Mapping[str, float]] = types.MappingProxyType(
+    {"alpha_p": math.log(math.expm1(0.8)), "alpha_n": math.log(math.expm1(0.3)), "beta": 0.5, "eps": -1e-6}
+)
+APERTUS_NAMES: Final = NameRules(
+    base_prefix="model.",
+    # Saved by programs that keep the angles' speeds as a buffer; the configuration has them.
+    ignored=re.compile(r"(^|\.)rotary_emb\.(original_)?inv_freq$"),
+    tied=types.MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"}),
+    start=types.MappingProxyType(
+        {"norm.weight": 1.0, "bias": 0.0, **{f"act_fn.{name}": number for name, number in XIELU_START.items()}}
     ),
 )

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pinnace.errors import UsageError
 from pinnace.models.checkpoint_names import NameRules
 from pinnace.models.hub import HubOptions
+from pinnace.models.outputs import ModelOutput
 
 if TYPE_CHECKING:
     from pinnace.models.loading import LoadReport
@@ -139,6 +140,11 @@ class PreTrainedModel(nn.Module):
         for name, source in self.tied_weights.items():
             owner, _, attribute = name.rpartition(".")
             setattr(self.get_submodule(owner), attribute, self.get_parameter(source))
+
+    def _finish(self, output: ModelOutput, return_dict: bool | None) -> Any:
+        """The output as the caller, or else the configuration, wants it: named, or a plain tuple."""
+        wanted = self.config.return_dict if return_dict is None else return_dict
+        return output if wanted else output.to_tuple()
 
     @property
     def base_model(self) -> PreTrainedModel:

@@ -10,87 +10,30 @@ C = N * D hidden size, V vocabulary.
 
 from __future__ import annotations
 
-import contextlib
-import contextvars
-import json
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any, Final, cast
+from typing import cast
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pinnace.models.activations import ACTIVATIONS
-
-DOMAIN: Final = "pinnace"
-_tracing: contextvars.ContextVar[bool] = contextvars.ContextVar("pinnace_semantic_tracing", default=False)
-
-
-@contextlib.contextmanager
-def semantic_tracing() -> Iterator[None]:
-    """While active, every operator of this file emits one semantic node instead of computing."""
-    token = _tracing.set(True)
-    try:
-        yield
-    finally:
-        _tracing.reset(token)
-
-
-def is_tracing() -> bool:
-    """Whether operators emit semantic nodes at this moment."""
-    return _tracing.get()
-
-
-# One operator carries them all through the tracer; its only meaning is the shape of its results.
-_LIBRARY: Final = torch.library.Library(DOMAIN, "DEF")  # type: ignore[no-untyped-call]  # torch.library has no types
-_LIBRARY.define(  # type: ignore[no-untyped-call]
-    "semantic(Tensor?[] inputs, str op, str attributes, SymInt[] sizes, int[] ranks, str[] dtypes) -> Tensor[]"
-)
-
-
-@torch.library.register_fake(f"{DOMAIN}::semantic")  # type: ignore[untyped-decorator]
-def _semantic_shapes(
-    inputs: Sequence[Tensor | None],
-    op: str,
-    attributes: str,
-    sizes: Sequence[int],
-    ranks: Sequence[int],
-    dtypes: Sequence[str],
-) -> list[Tensor]:
-    device = next(tensor.device for tensor in inputs if tensor is not None)
-    left = iter(sizes)
-    shapes = [[next(left) for _ in range(rank)] for rank in ranks]
-    return [torch.empty(s, dtype=getattr(torch, d), device=device) for s, d in zip(shapes, dtypes, strict=True)]
-
-
-def _emit(
-    op: str, inputs: Sequence[Tensor | None], attributes: dict[str, Any], *outputs: tuple[torch.dtype, Sequence[Any]]
-) -> Any:
-    """Record one semantic node with the given output types and shapes; one output is returned bare."""
-    made = torch.ops.pinnace.semantic(
-        list(inputs),
-        op,
-        json.dumps(attributes),
-        [size for _, shape in outputs for size in shape],
-        [len(shape) for _, shape in outputs],
-        [str(dtype).removeprefix("torch.") for dtype, _ in outputs],
-    )
-    return made[0] if len(outputs) == 1 else tuple(made)
+from pinnace.models.rotary import Frequencies, angles
+from pinnace.models.semantic import emit, is_tracing
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """``x @ weight.T + bias``: x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    if _tracing.get():
+    if is_tracing():
         shape = (*x.shape[:-1], weight.shape[0])
-        return cast(Tensor, _emit("Linear", (x, weight, bias), {}, (x.dtype, shape)))
+        return cast(Tensor, emit("Linear", (x, weight, bias), {}, (x.dtype, shape)))
     return F.linear(x, weight, bias)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm over the last axis, x (..., C). Source: Ba et al. 2016."""
-    if _tracing.get():
-        return cast(Tensor, _emit("LayerNorm", (x, weight, bias), {"epsilon": eps}, (x.dtype, x.shape)))
+    if is_tracing():
+        return cast(Tensor, emit("LayerNorm", (x, weight, bias), {"epsilon": eps}, (x.dtype, x.shape)))
     return F.layer_norm(x, (x.shape[-1],), weight, bias, eps)
 
 
@@ -98,17 +41,85 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float, *, x_bias: Tensor | None = None
 ) -> Tensor:
     """``layer_norm(x + x_bias + residual)``: the post-norm residual step of BERT; all of x (B, T, C)."""
-    if _tracing.get():
+    if is_tracing():
         inputs = (x, residual, weight, bias, x_bias)
-        return cast(Tensor, _emit("AddLayerNorm", inputs, {"epsilon": eps}, (x.dtype, x.shape)))
+        return cast(Tensor, emit("AddLayerNorm", inputs, {"epsilon": eps}, (x.dtype, x.shape)))
     total = x + residual if x_bias is None else x + x_bias + residual
     return F.layer_norm(total, (x.shape[-1],), weight, bias, eps)
 
 
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """RMSNorm of x (..., C), over each run of as many numbers as ``weight`` has: (C,), or (D,) for each head apart.
+
+    The mean square is taken in fp32. Source: Zhang and Sennrich 2019.
+    """
+    if is_tracing():
+        return cast(Tensor, emit("RMSNorm", (x, weight), {"epsilon": eps}, (x.dtype, x.shape)))
+    runs = x.float().view(*x.shape[:-1], -1, weight.shape[0])
+    scaled = runs * torch.rsqrt(runs.square().mean(-1, keepdim=True) + eps)
+    return (weight * scaled.to(x.dtype)).flatten(-2)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """``rms_norm(x + residual)`` and the sum itself: the pre-norm residual step; all of x (B, T, C)."""
+    if is_tracing():
+        made = emit("AddRMSNorm", (x, residual, weight), {"epsilon": eps}, (x.dtype, x.shape), (x.dtype, x.shape))
+        return cast(tuple[Tensor, Tensor], made)
+    total = residual + x
+    return rms_norm(total, weight, eps), total
+
+
+def rotary_angles(position_ids: Tensor, frequencies: Frequencies, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of every position's angles, computed in fp32, once for all layers.
+
+    Args:
+        position_ids: (B, T) or (1, T) int64.
+        frequencies: of the model, see ``rotary.py``.
+        like: a tensor of the type that is wanted.
+
+    Returns:
+        two tensors (B, T, D / 2).
+    """
+    if is_tracing():
+        shape = (*position_ids.shape, len(frequencies.inverse))
+        inputs = (position_ids, like)
+        made = emit("RotaryAngles", inputs, frequencies.attributes(), (like.dtype, shape), (like.dtype, shape))
+        return cast(tuple[Tensor, Tensor], made)
+    cos, sin = angles(position_ids, frequencies)
+    return cos.to(like.dtype), sin.to(like.dtype)
+
+
+def rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn each head's halves by the angles: x (B, T, N * D), cos and sin (B, T, D / 2). Source: Su et al. 2021."""
+    if is_tracing():
+        return cast(Tensor, emit("Rotary", (x, cos, sin), {}, (x.dtype, x.shape)))
+    first, second = x.view(*x.shape[:-1], -1, 2, cos.shape[-1]).unbind(-2)  # (B, T, N, D / 2)
+    cos, sin = cos[:, :, None], sin[:, :, None]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1).flatten(-2)
+
+
+def xielu(x: Tensor, alpha_p: Tensor, alpha_n: Tensor, beta: Tensor, eps: Tensor) -> Tensor:
+    """xIELU: ``a x^2 + beta x`` above 0, ``b (expm1(min(x, eps)) - x) + beta x`` elsewhere.
+
+    Args:
+        x: (..., C).
+        alpha_p: (1,), ``a`` before softplus.
+        alpha_n: (1,), ``b - beta`` before softplus.
+        beta: (), the slope at 0.
+        eps: (), a small negative number.
+
+    Source: Huang and Schlag 2024 (arXiv 2411.13010).
+    """
+    if is_tracing():
+        return cast(Tensor, emit("XIELU", (x, alpha_p, alpha_n, beta, eps), {}, (x.dtype, x.shape)))
+    a, b = F.softplus(alpha_p), beta + F.softplus(alpha_n)
+    return torch.where(x > 0, a * x * x + beta * x, (torch.expm1(torch.minimum(x, eps)) - x) * b + beta * x)
+
+
 def activation(x: Tensor, name: str, *, bias: Tensor | None = None) -> Tensor:
     """``f(x + bias)`` for an activation of ``pinnace.models.activations``; x (..., C), bias (C,) or None."""
-    if _tracing.get():
-        return cast(Tensor, _emit("Activation", (x, bias), {"function": name}, (x.dtype, x.shape)))
+    if is_tracing():
+        return cast(Tensor, emit("Activation", (x, bias), {"function": name}, (x.dtype, x.shape)))
     return ACTIVATIONS[name](x if bias is None else x + bias)
 
 
@@ -132,10 +143,10 @@ def embed(
         weight: (C,) of the LayerNorm; ``bias`` likewise.
         eps: of the LayerNorm.
     """
-    if _tracing.get():
+    if is_tracing():
         shape = (*input_ids.shape, words.shape[1])
         inputs = (input_ids, token_type_ids, position_ids, words, types, positions, weight, bias)
-        return cast(Tensor, _emit("Embed", inputs, {"epsilon": eps}, (words.dtype, shape)))
+        return cast(Tensor, emit("Embed", inputs, {"epsilon": eps}, (words.dtype, shape)))
     place = positions[: input_ids.shape[1]] if position_ids is None else F.embedding(position_ids, positions)
     total = F.embedding(input_ids, words) + F.embedding(token_type_ids, types) + place
     return F.layer_norm(total, (words.shape[1],), weight, bias, eps)
@@ -166,11 +177,11 @@ def attention(
 
     Source: Vaswani et al. 2017.
     """
-    if _tracing.get():
+    if is_tracing():
         shape = (query.shape[0], heads, query.shape[1], key.shape[1])
         inputs = (query, key, value, mask, *(biases or ()))
         outputs = (query.dtype, query.shape), (query.dtype, shape)
-        context, weights = _emit("Attention", inputs, {"num_heads": heads}, *outputs)
+        context, weights = emit("Attention", inputs, {"num_heads": heads}, *outputs)
         return context, weights
     q, k, v = (_split_heads(t, heads) for t in _add_biases(query, key, value, biases))
     return _attend(q, k, v, mask, dropout)
@@ -181,7 +192,7 @@ def cached_attention(
     key: Tensor,
     value: Tensor,
     mask: Tensor,
-    past: tuple[Tensor, Tensor],
+    past: tuple[Tensor, Tensor] | None,
     heads: int,
     *,
     biases: tuple[Tensor, Tensor, Tensor] | None = None,
@@ -193,30 +204,33 @@ def cached_attention(
         query: (B, T, C); ``key`` and ``value`` (B, T, K * D).
         mask: (B, S), 1 where a token is real; or, not while tracing, (B, T, S) or (B, N, T, S), 1 where a key may be
             seen, which then replaces the causal order.
-        past: keys and values so far, each (B, K, P, D).
-        heads: N; the number of key/value heads K is read off the past.
+        past: keys and values so far, each (B, K, P, D); None where there are none, P = 0. While tracing, a graph
+            without a past has no present either.
+        heads: N; the number of key/value heads K follows from the width of ``key``.
         biases: of the three projections.
         dropout: probability of dropping a weight (training only).
 
     Returns:
         context (B, T, C), weights (B, N, T, S), and the present keys and values (B, K, S, D).
     """
-    past_key, past_value = past
-    kv_heads, P, D = past_key.shape[1:]
     B, T = query.shape[:2]
-    if _tracing.get():
+    D = query.shape[-1] // heads
+    kv_heads = key.shape[-1] // D
+    P = 0 if past is None else past[0].shape[2]
+    if is_tracing():
         present = (B, kv_heads, P + T, D)
-        inputs = (query, key, value, mask, past_key, past_value, *(biases or ()))
+        inputs = (query, key, value, mask, *(past or (None, None)), *(biases or ()))
         outputs = (query.dtype, query.shape), (query.dtype, (B, heads, T, P + T))
-        emitted = _emit(
+        emitted = emit(
             "CachedAttention", inputs, {"num_heads": heads, "kv_num_heads": kv_heads},
             *outputs, (query.dtype, present), (query.dtype, present),
         )  # fmt: skip
         return cast(tuple[Tensor, Tensor, Tensor, Tensor], tuple(emitted))
     query, key, value = _add_biases(query, key, value, biases)
     q = _split_heads(query, heads)
-    k = torch.cat([past_key, _split_heads(key, kv_heads)], dim=2)
-    v = torch.cat([past_value, _split_heads(value, kv_heads)], dim=2)
+    k, v = _split_heads(key, kv_heads), _split_heads(value, kv_heads)
+    if past is not None:
+        k, v = torch.cat([past[0], k], dim=2), torch.cat([past[1], v], dim=2)
     if mask.ndim == 2:
         mask = (mask[:, None, :] != 0) & torch.ones(T, P + T, dtype=torch.bool, device=q.device).tril(P)
     groups = heads // kv_heads
@@ -235,8 +249,8 @@ def last_position(mask: Tensor, input_ids: Tensor) -> Tensor:
     Returns:
         (B, 1) int64; 0 for a row without a real token.
     """
-    if _tracing.get():
-        return cast(Tensor, _emit("LastPosition", (mask, input_ids), {}, (torch.int64, (mask.shape[0], 1))))
+    if is_tracing():
+        return cast(Tensor, emit("LastPosition", (mask, input_ids), {}, (torch.int64, (mask.shape[0], 1))))
     T = input_ids.shape[1]
     places = torch.arange(T, device=mask.device)
     return (places * (mask[:, mask.shape[1] - T :] != 0)).argmax(1, keepdim=True)

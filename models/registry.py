@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
-from pinnace.models.checkpoint_names import BERT_NAMES, NameRules
+from pinnace.models.checkpoint_names import APERTUS_NAMES, BERT_NAMES, NameRules
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class Arch:
 
 
 _HEADS: Final = "pinnace.models.bert_heads"
+_APERTUS: Final = "pinnace.models.apertus"
 _MINILM: Final = "sentence-transformers/all-MiniLM-L6-v2"
 _BASE: Final = "google-bert/bert-base-uncased"
 
@@ -89,6 +90,25 @@ _ROWS: Final = (
                 "next-sentence-prediction": CatalogEntry(_BASE),
                 "pretraining": CatalogEntry(_BASE),
                 "text-generation": CatalogEntry(_BASE, config=types.MappingProxyType({"is_decoder": True})),
+            }
+        ),
+    ),
+    Arch(
+        name="apertus",
+        config="pinnace.models.apertus_config:ApertusConfig",
+        heads=types.MappingProxyType(
+            {
+                "ApertusModel": f"{_APERTUS}:ApertusModel",
+                "ApertusForCausalLM": f"{_APERTUS}:ApertusForCausalLM",
+                "ApertusForTokenClassification": f"{_APERTUS}:ApertusForTokenClassification",
+            }
+        ),
+        names=APERTUS_NAMES,
+        # No trained checkpoint for tagging is documented, so a folder has to be named for that task.
+        catalog=types.MappingProxyType(
+            {
+                "feature-extraction": CatalogEntry("swiss-ai/Apertus-8B-Instruct-2509"),
+                "text-generation": CatalogEntry("swiss-ai/Apertus-8B-Instruct-2509"),
             }
         ),
     ),

@@ -62,6 +62,7 @@ FORMS: Final[Mapping[str, Form]] = types.MappingProxyType(
         "multiple-choice": Form("prompt", ("choices",), example=_CHOSEN),
         "next-sentence-prediction": Form("text", ("text_pair",), example=_FOLLOWS),
         "pretraining": Form("text", optional=("text_pair",), example='"The boat [MASK] the shore."'),
+        "text-generation": Form("text", example='"The boat reached the" --option max_new_tokens=32'),
     }
 )
 # Field -> the flag that gives it, where the two are not spelled alike.

@@ -26,6 +26,7 @@ PIPELINES: Final[Mapping[str, str]] = types.MappingProxyType(
         "multiple-choice": "pinnace.runtime.multiple_choice:MultipleChoicePipeline",
         "next-sentence-prediction": "pinnace.runtime.next_sentence:NextSentencePipeline",
         "pretraining": "pinnace.runtime.pretraining:PretrainingPipeline",
+        "text-generation": "pinnace.runtime.text_generation:TextGenerationPipeline",
     }
 )
 

@@ -90,6 +90,17 @@ class Session:
         return threads.thread_count(self._settings["threads"])
 
     @property
+    def native(self) -> Any:
+        """ONNX Runtime's own session, for callers that bind buffers themselves and check what they feed."""
+        return self._open()
+
+    @property
+    def memory(self) -> int | None:
+        """Bytes that the process may use, None if unknown."""
+        self._open()
+        return self._memory
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs: names, types, shapes."""
         return self.bundle.manifest.inputs

@@ -27,6 +27,7 @@ TASKS = {
     "tiny-choice": "multiple-choice",
     "tiny-pretraining": "pretraining",
     "tiny-embed": "feature-extraction",
+    "tiny-generate": "text-generation",
 }
 
 OpenPipeline = Callable[..., Any]

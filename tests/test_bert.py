@@ -11,12 +11,13 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.activations import ACT2FN
 
 from pinnace.errors import ConfigError, InputError, UsageError
-from pinnace.models import activation_names, ops
+from pinnace.models import activation_names
 from pinnace.models.activations import ACTIVATIONS
 from pinnace.models.bert import BertModel
 from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_heads import BertForMaskedLM, BertForQuestionAnswering
 from pinnace.models.registry import ARCHS, head_class
+from pinnace.models.semantic import semantic_tracing
 
 from .bert_oracle import HEADS, SMALL, assert_same, labels_for, pair, text_inputs
 
@@ -304,7 +305,7 @@ def test_every_head_traces_to_semantic_nodes_without_reading_values(head: str) -
             return self.model(input_ids, attention_mask, token_type_ids, return_dict=False)
 
     axes = dict(enumerate([torch.export.Dim.AUTO] * (3 if head == "BertForMultipleChoice" else 2)))
-    with FakeTensorMode(), ops.semantic_tracing():
+    with FakeTensorMode(), semantic_tracing():
         model = Called(model_class.from_config(BertConfig(**SMALL)))
         given = tuple(text_inputs(head).values())
         program = torch.export.export(model, given, dynamic_shapes=(axes, axes, axes), strict=False)

@@ -11,10 +11,10 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from pinnace.errors import ConfigError, InputError
-from pinnace.models import ops
 from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_heads import BertLMHeadModel
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.semantic import semantic_tracing
 
 from .bert_oracle import SMALL, assert_same, pair, text_inputs
 
@@ -160,7 +160,7 @@ def test_a_decoder_traces_with_growing_cache() -> None:
             return out.logits, tuple(out.past_key_values)
 
     auto = torch.export.Dim.AUTO
-    with FakeTensorMode(), ops.semantic_tracing():
+    with FakeTensorMode(), semantic_tracing():
         model = Step(BertLMHeadModel.from_config(BertConfig(**SMALL, is_decoder=True)))
         ids = torch.ones(2, 3, dtype=torch.long)
         past = tuple((torch.zeros(2, 3, 5, 4), torch.zeros(2, 3, 5, 4)) for _ in range(2))

@@ -45,6 +45,7 @@ ONE: list[tuple[str, str, list[str], tuple[Any, dict[str, Any]]]] = [
     ("nsp", "tiny-nsp", ["it rained", "--text-pair", "it is wet"],
      ({"text": "it rained", "text_pair": "it is wet"}, {})),
     ("pretraining", "tiny-pretraining", ["a [MASK]"], ("a [MASK]", {})),
+    ("generate", "tiny-generate", ["a ship", "--option", "max_new_tokens=5"], ("a ship", {"max_new_tokens": 5})),
 ]  # fmt: skip
 
 

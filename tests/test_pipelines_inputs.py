@@ -36,6 +36,7 @@ EVERY: list[tuple[str, str, Any, dict[str, Any]]] = [
     ("multiple-choice", "tiny-choice", CHOICES, {}),
     ("next-sentence-prediction", "tiny-nsp", PAIR, {}),
     ("pretraining", "tiny-pretraining", PAIR, {}),
+    ("text-generation", "tiny-generate", "a plant", {}),
 ]
 every_task = pytest.mark.parametrize(("task", "name", "item", "options"), EVERY, ids=[row[0] for row in EVERY])
 
@@ -107,6 +108,8 @@ def test_odd_texts_are_texts(
 
     if task == "fill-mask":
         options = {"tokenizer_kwargs": {"truncation": True}}
+    if task == "text-generation":
+        options = {"handle_long_generation": "hole"}
     results = open_pipeline(task, name)([put(text, item) for text in texts[:4] + texts[5:]], **options)
     assert len(results) == len(texts) - 1
     json.dumps(results, allow_nan=False)

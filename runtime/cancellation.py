@@ -1,0 +1,108 @@
+"""Stopping work that is under way: by the user, from any thread, or because its time is over."""
+
+from __future__ import annotations
+
+import threading
+import time
+import types
+from typing import Any, Final
+
+from pinnace.errors import DeadlineExceeded
+from pinnace.runtime.ort import onnxruntime
+
+CANCELLED: Final = "cancelled"
+TIME: Final = "time"
+
+
+class Cancellation:
+    """A switch that ends generations, at once and within a token. Any thread may use it; it does not go back."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._cancelled = False
+        self._runs: list[Any] = []
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether `cancel` was called."""
+        return self._cancelled
+
+    def cancel(self) -> None:
+        """End every generation that was given this switch."""
+        with self._lock:
+            self._cancelled = True
+            for options in self._runs:
+                options.terminate = True
+
+    def watch(self, options: Any) -> None:
+        """Stop the runs of these ``RunOptions`` when cancelled."""
+        with self._lock:
+            self._runs.append(options)
+            if self._cancelled:
+                options.terminate = True
+
+    def forget(self, options: Any) -> None:
+        """Let go of ``RunOptions`` that were watched."""
+        with self._lock:
+            self._runs = [run for run in self._runs if run is not options]
+
+
+class RunLimit:
+    """The limits of one call: a context that holds the ``RunOptions`` of all its runs.
+
+    One timer serves the whole call, for starting one for each token would cost more than the token's own Python.
+
+    Args:
+        cancellation: the user's switch, if there is one.
+        max_time: seconds after which the call ends in order, with what it has so far.
+        timeout: seconds after which the call fails.
+    """
+
+    def __init__(
+        self, cancellation: Cancellation | None = None, max_time: float | None = None, timeout: float | None = None
+    ) -> None:
+        self.options: Any = onnxruntime.RunOptions()
+        self._cancellation = cancellation
+        now = time.monotonic()
+        self._timeout = timeout
+        self._ends = None if max_time is None else now + max_time
+        self._fails = None if timeout is None else now + timeout
+        self._timer: threading.Timer | None = None
+
+    def __enter__(self) -> RunLimit:
+        if self._cancellation is not None:
+            self._cancellation.watch(self.options)
+        first = min((moment for moment in (self._ends, self._fails) if moment is not None), default=None)
+        if first is not None:
+            wait = min(max(first - time.monotonic(), 0.0), threading.TIMEOUT_MAX)
+            self._timer = threading.Timer(wait, self._stop)
+            self._timer.daemon = True
+            self._timer.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: types.TracebackType | None
+    ) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._cancellation is not None:
+            self._cancellation.forget(self.options)
+
+    def reason(self) -> str | None:
+        """Return why the call must end now, None while it may go on.
+
+        Raises:
+            DeadlineExceeded: the time after which it fails is over.
+        """
+        if self._cancellation is not None and self._cancellation.cancelled:
+            return CANCELLED
+        now = time.monotonic()
+        if self._fails is not None and now >= self._fails:
+            raise DeadlineExceeded(
+                f"the generation was stopped after its timeout of {self._timeout:g} s. Allow more time, or ask for "
+                "fewer tokens; with max_time it ends in order and keeps what it has"
+            )
+        return TIME if self._ends is not None and now >= self._ends else None
+
+    def _stop(self) -> None:
+        self.options.terminate = True

@@ -1,0 +1,266 @@
+"""A decoder's graph, run over a batch of rows whose buffers are bound once: prompts and steps alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+import numpy as np
+
+from pinnace.errors import InputError, NumericalError, UsageError
+from pinnace.runtime.cancellation import RunLimit
+from pinnace.runtime.inputs import Array
+from pinnace.runtime.kvcache import Cache, RowState, make_cache
+from pinnace.runtime.native import run_error
+from pinnace.runtime.session import Session
+
+# Logits of one run may take this many bytes; longer prompts are run in pieces where the graph gives all positions.
+LOGITS_BYTES: Final = 64 << 20
+_FLOATS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16"}
+
+
+class Stopped(Exception):
+    """A run was stopped from outside; what was there before it is unchanged."""
+
+
+class Decoder:
+    """A bundle with a cache, opened in a session.
+
+    Args:
+        session: the open bundle.
+
+    Raises:
+        UsageError: the bundle has no cache, or its shapes are fixed.
+
+    Attributes:
+        spec: what the model caches.
+        limit: most tokens of a row.
+        vocabulary: how many tokens there are, and logits of each position.
+        every_position: whether the graph gives logits for all new positions rather than each row's last.
+    """
+
+    def __init__(self, session: Session) -> None:
+        manifest = session.bundle.manifest
+        logits = next((spec for spec in manifest.outputs if spec.name == "logits"), None)
+        if manifest.cache is None or logits is None:
+            raise UsageError(
+                f"the bundle {session.bundle.path.name} is for {manifest.task} and keeps no keys and values; "
+                "export the model with --task text-generation"
+            )
+        ids = next(spec for spec in manifest.inputs if spec.name == "input_ids")
+        if not all(isinstance(axis, str) for axis in ids.shape):
+            raise UsageError(f"input_ids has the fixed shape {list(ids.shape)}; export without --static to generate")
+        self.session = session
+        self.spec = manifest.cache
+        self.limit = min(manifest.limits.sequence, manifest.cache.capacity)
+        self.vocabulary = int(logits.shape[-1])
+        self.input_vocabulary = manifest.limits.vocabulary
+        self.every_position = logits.shape[1] != 1
+        self.extra_inputs = [
+            spec.name
+            for spec in manifest.inputs
+            if spec.name not in ("input_ids", "attention_mask", "position_ids")
+            and not spec.name.startswith("past_key_values.")
+        ]
+        native = session.native
+        types = {value.name: value.type for value in (*native.get_inputs(), *native.get_outputs())}
+        self.cache_dtype = _FLOATS[types["past_key_values.0.key"]]
+        self.logits_dtype = np.dtype(_FLOATS[types["logits"]])
+
+    def check(self, row: Array, place: str, least: int = 1) -> None:
+        """Check the ids of one row.
+
+        Raises:
+            InputError: too few or too many tokens, or an id that the model does not have.
+        """
+        if len(row) < least:
+            raise InputError(f"{place} has no token; expected at least {least}. Begin with the model's first token")
+        if len(row) > self.limit:
+            raise InputError(f"{place} has {len(row):,} tokens, the model takes {self.limit:,}. Shorten it")
+        wrong = np.flatnonzero((row < 0) | (row >= self.input_vocabulary))
+        if len(wrong):
+            raise InputError(
+                f"{place} has the id {int(row[wrong[0]])} at {int(wrong[0])}; expected 0 to "
+                f"{self.input_vocabulary - 1:,}. Use the tokenizer of this bundle"
+            )
+
+    def check_memory(self, rows: int, tokens: int) -> None:
+        """Refuse rows whose keys and values could not be held, before any is allocated.
+
+        Raises:
+            InputError: they need more than the process may use.
+        """
+        spec = self.spec
+        sets = 1 if spec.in_place else 2
+        numbers = 2 * sets * spec.layers * spec.heads * spec.head_size * tokens * rows
+        needed = numbers * np.dtype(self.cache_dtype).itemsize + rows * self.vocabulary * 4
+        if self.session.memory is not None and needed > self.session.memory:
+            raise InputError(
+                f"{rows:,} rows of {tokens:,} tokens need {needed / 1e9:,.1f} GB of keys and values, the process may "
+                f"use {self.session.memory / 1e9:,.1f} GB. Ask for fewer rows or tokens"
+            )
+
+    def batch(self, rows: int, tokens: int = 0) -> Batch:
+        """Return an empty batch.
+
+        Args:
+            rows: rows, all without a token.
+            tokens: tokens that each may soon have, so that the buffers need not grow at once.
+        """
+        device = self.session.device
+        return Batch(self, make_cache(self.spec, self.cache_dtype, device, rows, min(tokens, self.limit)))
+
+    def prompt(self, rows: Sequence[Array], limit: RunLimit, tokens: int = 0) -> tuple[Batch, Array]:
+        """Run whole prompts, right-padded, and return the batch and each row's last logits [rows, V].
+
+        Raises:
+            Stopped: the limit was reached.
+        """
+        lengths = [len(row) for row in rows]
+        widest = max(lengths)
+        if len(rows) > 1 and (
+            widest * len(rows) > 2 * sum(lengths)
+            or (self.every_position and widest * len(rows) * self.vocabulary * 4 > LOGITS_BYTES)
+        ):
+            # More padding than tokens, or logits too large for one run: one row after another.
+            batch = self.batch(0)
+            parts = []
+            for row in rows:
+                single, last = self.prompt([row], limit)
+                batch.join(single.cache.read(0))
+                parts.append(last)
+            return batch, np.concatenate(parts)
+        batch = self.batch(len(rows), max(widest, tokens))
+        if len(rows) == 1:
+            return batch, batch.extend(rows[0], limit)[-1:]
+        ids = np.zeros((len(rows), widest), np.int64)
+        for place, row in enumerate(rows):
+            ids[place, : len(row)] = row
+        counts = np.array(lengths, np.int64)
+        logits = batch.run(ids, counts, limit)
+        return batch, logits[np.arange(len(rows)), (counts - 1 if self.every_position else 0)].copy()
+
+
+class Batch:
+    """Rows that run together, their cache and their bindings. Not for several threads at once.
+
+    Attributes:
+        cache: keys and values of the rows.
+    """
+
+    def __init__(self, decoder: Decoder, cache: Cache) -> None:
+        self.decoder = decoder
+        self.cache = cache
+        self._binding = decoder.session.native.io_binding()
+        self._bound: tuple[int, ...] = ()
+        self._feeds: dict[str, Array] = {}
+        self._logits: Array = np.empty(0, decoder.logits_dtype)
+
+    def step(self, tokens: Array, limit: RunLimit) -> Array:
+        """Add one token [rows] to every row and return the next logits [rows, V], valid until the next run.
+
+        Raises:
+            Stopped: the limit was reached; the rows are as before.
+        """
+        return self.run(tokens[:, None], np.ones(len(tokens), np.int64), limit)[:, 0]
+
+    def extend(self, ids: Array, limit: RunLimit) -> Array:
+        """Add many tokens to a batch of one row and return logits [positions, V]: all new ones, or the last.
+
+        Where the graph gives all positions and they are too large together, only those of the last run are returned.
+        """
+        decoder = self.decoder
+        most = len(ids)
+        if decoder.every_position:
+            most = max(1, LOGITS_BYTES // (4 * decoder.vocabulary))
+        for first in range(0, len(ids) - most, most):
+            self.run(ids[None, first : first + most], np.array([most]), limit)
+        rest = ids[(len(ids) - 1) // most * most :]
+        logits: Array = self.run(rest[None], np.array([len(rest)]), limit)[0]
+        return logits
+
+    def run(self, ids: Array, counts: Array, limit: RunLimit) -> Array:
+        """Run the graph once.
+
+        Args:
+            ids: new tokens [rows, T], padded on the right.
+            counts: how many of them are real, [rows].
+            limit: what may stop the run.
+
+        Returns:
+            Float32 logits [rows, T or 1, V], valid until the next run.
+
+        Raises:
+            Stopped: the limit was reached; the rows are as before.
+            InputError: a row would be longer than the model takes.
+            NumericalError: a logit is NaN or infinite.
+            MachineError: not enough memory.
+        """
+        cache, decoder = self.cache, self.decoder
+        rows, tokens = ids.shape
+        if limit.reason() is not None:
+            raise Stopped
+        cache.reserve(tokens)
+        mask = cache.mask(counts, tokens)
+        key = (cache.version, rows, tokens, mask.shape[1], int(mask.ctypes.data))
+        if key != self._bound or cache.device != "cpu":
+            self._bind(rows, tokens, mask)
+        feeds = self._feeds
+        np.copyto(feeds["input_ids"], ids)
+        places = feeds["position_ids"]
+        np.add(cache.lengths[:, None], np.arange(tokens), out=places)
+        if tokens > 1:
+            np.minimum(places, decoder.limit - 1, out=places)
+        if cache.device != "cpu":
+            self._bind_feeds()
+        try:
+            decoder.session.native.run_with_iobinding(self._binding, limit.options)
+        except Exception as error:
+            self._bound = ()
+            if limit.reason() is not None:
+                raise Stopped from None
+            raise run_error(error) from None
+        self._bound = key
+        cache.advance(counts, tokens)
+        logits = self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
+        self._check_finite(logits, counts)
+        return logits
+
+    def join(self, state: RowState) -> None:
+        """Let a row enter behind the others."""
+        self.cache.load([state])
+
+    def _bind(self, rows: int, tokens: int, mask: Array) -> None:
+        decoder = self.decoder
+        shape = (rows, tokens if decoder.every_position else 1, decoder.vocabulary)
+        if self._logits.shape != shape:
+            self._logits = np.empty(shape, decoder.logits_dtype)
+        if self._feeds.get("input_ids", mask[:0]).shape != (rows, tokens):
+            self._feeds = {
+                name: np.zeros((rows, tokens), np.int64)
+                for name in ("input_ids", "position_ids", *decoder.extra_inputs)
+            }
+        self._feeds["attention_mask"] = mask
+        self.cache.bind(self._binding, tokens)
+        self._bind_feeds()
+        logits = self._logits
+        self._binding.bind_output("logits", "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
+
+    def _bind_feeds(self) -> None:
+        for name, feed in self._feeds.items():
+            self._binding.bind_input(name, "cpu", 0, np.int64, feed.shape, feed.ctypes.data)
+
+    def _check_finite(self, logits: Array, counts: Array) -> None:
+        # The largest of a row is NaN where any is, and the search for it is needed anyway for little more.
+        highest = logits.max(axis=-1)
+        if np.isfinite(highest).all():
+            return
+        if logits.shape[1] > 1:
+            # Behind a row's last token there is padding, whose numbers nobody reads.
+            highest = np.where(np.arange(logits.shape[1]) < counts[:, None], highest, 0.0)
+        wrong = np.argwhere(~np.isfinite(highest))
+        if len(wrong):
+            raise NumericalError(
+                f"the logits of row {int(wrong[0][0])} hold NaN or infinity. "
+                f"Check the bundle with: pinnace verify {self.decoder.session.bundle.path}"
+            )

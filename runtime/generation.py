@@ -1,0 +1,340 @@
+"""The generator: token ids in, token ids out, for any number of rows, without PyTorch."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any, Final
+
+import numpy as np
+
+from pinnace.errors import DeadlineExceeded, InputError, UsageError
+from pinnace.runtime.beam_generation import generate_beams
+from pinnace.runtime.cancellation import Cancellation, RunLimit
+from pinnace.runtime.decoder import LOGITS_BYTES, Decoder, Stopped
+from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.generation_row import MAX_LOGPROBS, Row, Token
+from pinnace.runtime.inputs import Array
+from pinnace.runtime.pipeline_checks import check_count, check_seconds
+from pinnace.runtime.prefix import Prefix, fingerprint
+from pinnace.runtime.sampling import log_softmax
+from pinnace.runtime.session import Session
+from pinnace.runtime.slots import Slots
+from pinnace.runtime.speculation import speculate
+from pinnace.runtime.stopping import Deadline, StopStrings
+from pinnace.runtime.streaming import new_text, row_decoder
+from pinnace.runtime.tokenizer import Tokenizer
+
+# Rows that run together unless the call says otherwise; more would gain little on a CPU and cost memory.
+DEFAULT_ROWS: Final = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class Generated:
+    """One generated row.
+
+    Attributes:
+        ids: the new tokens [T], an end token included.
+        text: their text, up to a stop string; None without a tokenizer.
+        reason: ``eos``, ``stop_string``, ``length``, ``time`` or ``cancelled``.
+        logprobs: log-probability of each new token, where asked for.
+        top_logprobs: for each new token the likeliest tokens and their log-probabilities, where asked for.
+    """
+
+    ids: Array
+    text: str | None
+    reason: str
+    logprobs: Array | None = None
+    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Request:
+    """What one call asks for, checked."""
+
+    prompts: list[Array]
+    limits: list[int]
+    config: GenerationConfig
+    prefix: Prefix | None
+    logprobs: int | None
+    batch_size: int
+
+
+class Generator:
+    """Generates with a decoder's bundle. Threads may share it: all state belongs to the calls.
+
+    Args:
+        session: an open bundle of the task text-generation.
+        tokenizer: needed for texts and stop strings.
+        config: default options; None takes the bundle's ``generation_config.json``.
+
+    Raises:
+        UsageError: the bundle keeps no keys and values.
+        BundleError: a damaged ``generation_config.json``.
+    """
+
+    def __init__(
+        self, session: Session, tokenizer: Tokenizer | None = None, config: GenerationConfig | None = None
+    ) -> None:
+        self.decoder = Decoder(session)
+        self.config = GenerationConfig.from_folder(session.bundle.path) if config is None else config
+        self._decode = None if tokenizer is None else row_decoder(tokenizer)
+
+    def generate(
+        self,
+        prompts: Any,
+        *,
+        attention_mask: Any = None,
+        prefix: Prefix | None = None,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> list[list[Generated]]:
+        """Generate from every prompt; each row is exactly what it is alone.
+
+        Args:
+            prompts: a list of rows of ids, or an array [rows, tokens].
+            attention_mask: [rows, tokens], 0 where an array of prompts is padded, on either side.
+            prefix: keys and values of a beginning, which prompts that share it need not compute.
+            logprobs: give log-probabilities of the tokens, and of this many likeliest ones too (0 for none).
+            timeout: seconds after which the call fails. For an end in order, use the option ``max_time``.
+            cancellation: a switch to end it from another thread; what is there is returned.
+            batch_size: most rows at once; others enter as these end.
+            **options: fields of `GenerationConfig`, over the generator's own.
+
+        Returns:
+            For each prompt a list of ``num_return_sequences`` results.
+
+        Raises:
+            UsageError: an unknown option, or options that contradict each other or the bundle.
+            InputError: an empty prompt, one beyond the model's limit, or an id that the model does not have.
+            DeadlineExceeded: the timeout passed.
+            NumericalError: the model gave NaN or infinity.
+        """
+        request = self._request(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        check_seconds("timeout", timeout)
+        with RunLimit(cancellation, request.config.max_time, timeout) as limit:
+            if request.config.num_beams > 1:
+                return self._beams(request, limit)
+            rows: dict[tuple[int, int], list[Token]] = {}
+            for token in self._tokens(request, limit):
+                rows.setdefault((token.prompt, token.sequence), []).append(token)
+        sequences = request.config.num_return_sequences
+        return [
+            [self._generated(rows[prompt, sequence], logprobs) for sequence in range(sequences)]
+            for prompt in range(len(request.prompts))
+        ]
+
+    def stream(
+        self,
+        prompts: Any,
+        *,
+        attention_mask: Any = None,
+        prefix: Prefix | None = None,
+        logprobs: int | None = None,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
+        batch_size: int | None = None,
+        **options: Any,
+    ) -> Iterator[Token]:
+        """Yield tokens of all rows as they come; arguments and errors are those of `generate`.
+
+        The texts of a row's tokens, joined, are its text, and none cuts a character. Closing the iterator ends the
+        generation.
+
+        Raises:
+            UsageError: also for beams, whose tokens are known only at the end.
+        """
+        request = self._request(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        check_seconds("timeout", timeout)
+        if request.config.num_beams > 1:
+            raise UsageError("beam search knows its tokens only at the end; stream with num_beams=1, or use generate")
+        return self._stream(request, cancellation, timeout)
+
+    def score(
+        self, rows: Any, *, timeout: float | None = None, cancellation: Cancellation | None = None
+    ) -> list[Array]:
+        """Return the log-probability of each token of given rows, given those before it.
+
+        One run a row where the bundle gives logits of all positions, else one run a token.
+
+        Args:
+            rows: a list of rows of ids, each of two tokens at least.
+            timeout: seconds after which the call fails.
+            cancellation: a switch to end it from another thread.
+
+        Returns:
+            For each row float32 [tokens - 1]: the first token has none before it.
+
+        Raises:
+            InputError: too short or too long a row, or an id that the model does not have.
+            DeadlineExceeded: the timeout passed, or the call was cancelled.
+        """
+        check_seconds("timeout", timeout)
+        checked = self._rows(rows, None, least=2)
+        for row in checked:
+            self._check_targets(row)
+        with RunLimit(cancellation, None, timeout) as limit:
+            try:
+                return [self._score(row, limit) for row in checked]
+            except Stopped:
+                raise _cancelled(limit) from None
+
+    def prefix(self, ids: Any, *, timeout: float | None = None, cancellation: Cancellation | None = None) -> Prefix:
+        """Compute the keys and values of a beginning that many prompts share.
+
+        Raises:
+            InputError: as `generate`.
+            DeadlineExceeded: the timeout passed, or the call was cancelled.
+        """
+        check_seconds("timeout", timeout)
+        row = self._rows([ids], None)[0]
+        with RunLimit(cancellation, None, timeout) as limit:
+            try:
+                batch, _ = self.decoder.prompt([row], limit)
+            except Stopped:
+                raise _cancelled(limit) from None
+        return Prefix(row, batch.cache.read(0), fingerprint(self.decoder))
+
+    def _request(
+        self,
+        prompts: Any,
+        mask: Any,
+        prefix: Prefix | None,
+        logprobs: int | None,
+        batch_size: int | None,
+        options: dict[str, Any],
+    ) -> _Request:
+        config = self.config.merged(**options)
+        check_count("batch_size", batch_size)
+        check_count("logprobs", logprobs, 0)
+        if logprobs is not None and logprobs > MAX_LOGPROBS:
+            raise UsageError(f"logprobs is {logprobs}; at most {MAX_LOGPROBS} likeliest tokens are given")
+        if config.num_beams > 1 and logprobs is not None:
+            raise UsageError("beam search gives no logprobs; leave them out, or use num_beams=1")
+        if config.stop_strings and self._decode is None:
+            raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
+        if prefix is not None:
+            prefix.check(self.decoder)
+        rows = self._rows(prompts, mask)
+        asked = options.get("max_new_tokens") is not None
+        limits = [self._new_tokens(row, config, asked) for row in rows]
+        most = min(batch_size or DEFAULT_ROWS, len(rows) * config.num_return_sequences)
+        most = max(most, config.num_beams)
+        longest = max((len(row) + limit for row, limit in zip(rows, limits, strict=True)), default=0)
+        self.decoder.check_memory(most, longest)
+        return _Request(rows, limits, config, prefix, logprobs, batch_size or DEFAULT_ROWS)
+
+    def _new_tokens(self, row: Array, config: GenerationConfig, asked: bool) -> int:
+        capacity = self.decoder.limit
+        if asked and config.max_new_tokens is not None and len(row) + config.max_new_tokens > capacity:
+            raise InputError(
+                f"a prompt of {len(row):,} tokens and max_new_tokens={config.max_new_tokens:,} make more than the "
+                f"{capacity:,} tokens that the model takes; ask for at most {max(capacity - len(row), 0):,}"
+            )
+        return config.new_tokens(len(row), capacity)
+
+    def _rows(self, prompts: Any, mask: Any, least: int = 1) -> list[Array]:
+        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
+            raise InputError(f"prompts must be rows of token ids, got {type(prompts).__name__}; tokenize texts first")
+        rows = [_ids(row, f"prompt {i}") for i, row in enumerate(prompts)]
+        if mask is not None:
+            if len(mask) != len(rows) or any(len(m) != len(r) for m, r in zip(mask, rows, strict=True)):
+                raise InputError("attention_mask must have the shape of the prompts, with 0 where a row is padded")
+            rows = [row[np.asarray(real) != 0] for row, real in zip(rows, mask, strict=True)]
+        for place, row in enumerate(rows):
+            self.decoder.check(row, f"prompt {place}", least)
+        return rows
+
+    def _check_targets(self, row: Array) -> None:
+        wrong = np.flatnonzero(row[1:] >= self.decoder.vocabulary)
+        if len(wrong):
+            raise InputError(f"the id {int(row[1 + wrong[0]])} can be read, but the model never writes it: no score")
+
+    def _stream(self, request: _Request, cancellation: Cancellation | None, timeout: float | None) -> Iterator[Token]:
+        with RunLimit(cancellation, request.config.max_time, timeout) as limit:
+            yield from self._tokens(request, limit)
+
+    def _tokens(self, request: _Request, limit: RunLimit) -> Iterator[Token]:
+        config, deadline = request.config, Deadline(request.config.max_time)
+        waiting = [
+            Row(prompt, config, most, self.decoder.vocabulary, (place, i), self._decode, request.logprobs, deadline)
+            for place, (prompt, most) in enumerate(zip(request.prompts, request.limits, strict=True))
+            for i in range(config.num_return_sequences)
+        ]
+        everyone = list(waiting)
+        try:
+            if config.prompt_lookup_num_tokens:
+                for row in waiting:
+                    yield from speculate(self.decoder, row, limit, config.prompt_lookup_num_tokens, request.prefix)
+                return
+            slots = Slots(self.decoder, limit)
+            while waiting or slots.running:
+                free = request.batch_size - slots.running
+                if waiting and free:
+                    entering, waiting = waiting[:free], waiting[free:]
+                    yield from slots.enter(entering, request.prefix)
+                yield from slots.step()
+        except Stopped:
+            reason = limit.reason()
+            if reason is None:
+                raise
+            for row in everyone:
+                if row.reason is None:
+                    yield row.end(reason)
+
+    def _beams(self, request: _Request, limit: RunLimit) -> list[list[Generated]]:
+        found = []
+        for prompt, most in zip(request.prompts, request.limits, strict=True):
+            rows = generate_beams(self.decoder, prompt, most, request.config, limit, request.prefix, self._decode)
+            found.append([Generated(ids, self._text(prompt, ids, request.config), reason) for ids, reason in rows])
+        return found
+
+    def _text(self, prompt: Array, ids: Array, config: GenerationConfig) -> str | None:
+        if self._decode is None:
+            return None
+        strings = StopStrings(config.stop_strings)
+        return strings.feed(new_text(self._decode, prompt.tolist(), ids.tolist())) + strings.flush()
+
+    def _generated(self, tokens: list[Token], logprobs: int | None) -> Generated:
+        new = [token for token in tokens if token.id is not None]
+        return Generated(
+            ids=np.array([token.id for token in new], np.int64),
+            text=None if self._decode is None else "".join(token.text for token in tokens),
+            reason=str(tokens[-1].reason),
+            logprobs=None if logprobs is None else np.array([token.logprob for token in new], np.float32),
+            top_logprobs=tuple(token.top_logprobs for token in new) if logprobs else None,
+        )
+
+    def _score(self, row: Array, limit: RunLimit) -> Array:
+        decoder = self.decoder
+        batch = decoder.batch(1, len(row))
+        size = max(1, LOGITS_BYTES // (4 * decoder.vocabulary)) if decoder.every_position else 1
+        scores = []
+        for first in range(0, len(row) - 1, size):
+            part = row[first : min(first + size, len(row) - 1)]
+            logs = log_softmax(batch.extend(part, limit))
+            scores.append(logs[np.arange(len(part)), row[first + 1 : first + 1 + len(part)]])
+        return np.concatenate(scores)
+
+
+def _ids(row: Any, place: str) -> Array:
+    try:
+        array = np.asarray(row)
+    except (ValueError, OverflowError):
+        raise InputError(f"{place} is no row of whole numbers; expected token ids") from None
+    if array.size == 0 and array.ndim == 1:
+        return np.zeros(0, np.int64)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
+        raise InputError(
+            f"{place} has the type {array.dtype} and the shape {list(array.shape)}; expected a row of token ids"
+        )
+    if array.dtype == np.uint64 and int(array.max()) > np.iinfo(np.int64).max:
+        raise InputError(f"{place} has the id {int(array.max())}, which is no token")
+    return array.astype(np.int64)
+
+
+def _cancelled(limit: RunLimit) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the call was stopped before its end: {limit.reason()}")

@@ -1,0 +1,294 @@
+"""What stops a generation: bad input before anything runs, the user, the clock, and numbers that are none."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
+from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.generation import Generator
+from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.session import load
+from pinnace.runtime.slots import Slots
+from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, opened, prompts, uncached
+from tests.tiny_bundle import make_bundle, write_manifest
+
+__all__ = ["decoder_of", "opened"]
+
+BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
+    ([[]], {}, InputError, "no token"),
+    ([[3, VOCABULARY]], {}, InputError, f"id {VOCABULARY} at 1; expected 0 to {VOCABULARY - 1}"),
+    ([[3], [-1]], {}, InputError, "prompt 1 has the id -1"),
+    ([[3] * (LENGTH + 1)], {}, InputError, f"the model takes {LENGTH}"),
+    ([[3] * LENGTH], {}, InputError, "no room"),
+    ([[3] * 100], {"max_new_tokens": LENGTH - 99}, InputError, f"ask for at most {LENGTH - 100}"),
+    ([[3]], {"max_new_tokens": 2**31 - 1}, InputError, f"the {LENGTH} tokens that the model takes"),
+    ([[3]], {"max_new_tokens": 2**63}, UsageError, "max_new_tokens"),
+    ([[3]], {"num_return_sequences": 2**40}, UsageError, "num_return_sequences"),
+    ([[3]], {"logprobs": 10**9}, UsageError, "at most 100"),
+    ([[3.5]], {}, InputError, "expected a row of token ids"),
+    ([["a"]], {}, InputError, "expected a row of token ids"),
+    ([[[3]]], {}, InputError, "expected a row of token ids"),
+    ([[2**64]], {}, InputError, "prompt 0"),
+    (np.array([[2**63]], np.uint64), {}, InputError, "no token"),
+    ("text", {}, InputError, "tokenize texts first"),
+    ([[3]], {"max_tokens": 3}, UsageError, "Did you mean"),
+    ([[3]], {"batch_size": 0}, UsageError, "batch_size"),
+    ([[3]], {"timeout": -1.0}, UsageError, "timeout"),
+    ([[3]], {"attention_mask": [[1, 1]]}, InputError, "attention_mask"),
+    ([[3]], {"attention_mask": [[0]]}, InputError, "no token"),
+    ([[3]], {"bad_words_ids": [[VOCABULARY]], "do_sample": True}, InputError, f"token {VOCABULARY}"),
+    ([[3]], {"do_sample": False, "num_beams": 2, "prompt_lookup_num_tokens": 2}, UsageError, "prompt_lookup"),
+    ([[3]], {"num_beams": 2, "logprobs": 1}, UsageError, "logprobs"),
+]
+
+
+@pytest.mark.parametrize("name", ["ort", "onnx"])
+@pytest.mark.parametrize(("given", "options", "error", "text"), BAD, ids=[f"{i}" for i in range(len(BAD))])
+def test_bad_input_is_refused_before_anything_runs(
+    opened: Opened, name: str, given: Any, options: dict[str, Any], error: type[Exception], text: str
+) -> None:
+    generator = opened.generator(name)
+    began = time.perf_counter()
+    with pytest.raises(error, match=text):
+        generator.generate(given, **options)
+    assert time.perf_counter() - began < 1
+    with pytest.raises(error, match=text):
+        list(generator.stream(given, **options))
+
+
+def test_rows_that_would_not_fit_the_memory_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = opened.generator("ort")
+    monkeypatch.setattr(opened.session("ort"), "_memory", 100_000)
+    with pytest.raises(InputError, match="fewer rows"):
+        generator.generate(prompts(5, 5, 5, 5), max_new_tokens=100)
+    assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+
+
+def test_stop_strings_need_a_tokenizer(opened: Opened) -> None:
+    with pytest.raises(UsageError, match="tokenizer"):
+        Generator(opened.session("ort")).generate([[3]], stop_strings=["a"])
+
+
+@pytest.mark.parametrize("name", ["ort", "onnx"])
+def test_cancelled_within_a_token_and_what_is_there_is_kept(opened: Opened, name: str) -> None:
+    generator = opened.generator(name)
+    rows = prompts(5, 9)
+    want = [uncached(opened.session("ort"), row, 12) for row in rows]
+    cancellation = Cancellation()
+    got: list[Any] = []
+    for token in generator.stream(rows, max_new_tokens=100, cancellation=cancellation):
+        got.append(token)
+        if len(got) == 12:
+            cancellation.cancel()
+    assert [[token.id for token in got if token.prompt == i and token.id is not None] for i in (0, 1)] == [
+        row[:6] for row in want
+    ]
+    assert [token.reason for token in got[-2:]] == ["cancelled", "cancelled"]
+    with_none = generator.generate(rows, max_new_tokens=5, cancellation=cancellation)
+    assert [(one[0].reason, len(one[0].ids)) for one in with_none] == [("cancelled", 0)] * 2
+    beams = generator.generate(rows, max_new_tokens=5, num_beams=2, cancellation=cancellation)
+    assert [one[0].reason for one in beams] == ["cancelled"] * 2
+    with pytest.raises(DeadlineExceeded, match="cancelled"):
+        generator.score(rows, cancellation=cancellation)
+
+
+def test_a_single_row_can_leave_its_batch(opened: Opened) -> None:
+    from pinnace.runtime.cancellation import RunLimit
+    from pinnace.runtime.generation_config import GenerationConfig
+    from pinnace.runtime.generation_row import Row
+
+    decoder = opened.generator("ort").decoder
+    given = prompts(5, 9, 4)
+    rows = [Row(prompt, GenerationConfig(), 30, VOCABULARY, (i, 0)) for i, prompt in enumerate(given)]
+    with RunLimit() as limit:
+        slots = Slots(decoder, limit)
+        list(slots.enter(rows[:2]))
+        list(slots.step())
+        slots.leave(rows[0])
+        list(slots.step())
+        list(slots.enter(rows[2:]))
+        for _ in range(4):
+            list(slots.step())
+    assert slots.rows == rows[1:] and slots.running == 2
+    for row, prompt, count in zip(rows, given, (2, 7, 5), strict=True):
+        assert row.ids[len(prompt) :].tolist() == uncached(opened.session("ort"), prompt, count)
+
+
+def test_a_stream_that_is_closed_ends_its_generation(opened: Opened) -> None:
+    before = threading.active_count()
+    stream = opened.generator("ort").stream(prompts(5), max_new_tokens=50, timeout=60.0)
+    assert next(stream).id is not None
+    assert threading.active_count() == before + 1
+    stream.close()
+    for _ in range(100):
+        if threading.active_count() == before:
+            break
+        time.sleep(0.01)
+    assert threading.active_count() == before
+
+
+def decoder_bundle(
+    folder: Path, nodes: Callable[[], Sequence[onnx.NodeProto]], initializers: Sequence[TensorProto] = ()
+) -> Path:
+    """A bundle whose ``logits`` come from the given nodes, which may read ``ids``, the new ids as floats."""
+    cache = {"layers": 1, "heads": 1, "head_size": 1, "capacity": 64, "in_place": False}
+
+    def change(model: onnx.ModelProto) -> None:
+        names = ("input_ids", "attention_mask", "position_ids")
+        graph = helper.make_graph(
+            [
+                helper.make_node("Cast", ["input_ids"], ["floats"], to=TensorProto.FLOAT),
+                helper.make_node("ReduceSum", ["floats", "one"], ["summed"], keepdims=1),
+                helper.make_node("Unsqueeze", ["summed", "two"], ["ids"]),
+                helper.make_node("Unsqueeze", ["floats", "ends"], ["new"]),
+                helper.make_node("Concat", ["past_key_values.0.key", "new"], ["present.0.key"], axis=2),
+                helper.make_node("Concat", ["past_key_values.0.value", "new"], ["present.0.value"], axis=2),
+                *nodes(),
+            ],
+            "main",
+            [helper.make_tensor_value_info(name, TensorProto.INT64, ["batch", f"{name}_width"]) for name in names]
+            + [
+                helper.make_tensor_value_info(f"past_key_values.0.{part}", TensorProto.FLOAT, ["batch", 1, "past", 1])
+                for part in ("key", "value")
+            ],
+            [helper.make_tensor_value_info("logits", TensorProto.FLOAT, ["batch", 1, 3])]
+            + [
+                helper.make_tensor_value_info(f"present.0.{part}", TensorProto.FLOAT, ["batch", 1, "total", 1])
+                for part in ("key", "value")
+            ],
+            [
+                helper.make_tensor("one", TensorProto.INT64, [1], [1]),
+                helper.make_tensor("two", TensorProto.INT64, [1], [2]),
+                helper.make_tensor("ends", TensorProto.INT64, [2], [1, 3]),
+                *initializers,
+            ],
+        )
+        model.graph.CopyFrom(graph)
+
+    make_bundle(folder, change_graph=change, golden=False)
+
+    def facts(manifest: dict[str, Any]) -> None:
+        state = ["batch", 1, "past_sequence", 1]
+        total = ["batch", 1, "total_sequence", 1]
+        parts = ("key", "value")
+        inputs = [["input_ids", ["batch", "sequence"]], ["attention_mask", ["batch", "total_sequence"]],
+                  ["position_ids", ["batch", "sequence"]]]  # fmt: skip
+        manifest["task"], manifest["cache"] = "text-generation", cache
+        manifest["limits"] = {"sequence": 64, "vocabulary": 3, "token_types": 1}
+        manifest["inputs"] = [{"name": name, "dtype": "int64", "shape": shape} for name, shape in inputs] + [
+            {"name": f"past_key_values.0.{part}", "dtype": "float32", "shape": state} for part in parts
+        ]
+        manifest["outputs"] = [{"name": "logits", "dtype": "float32", "shape": ["batch", 1, 3]}] + [
+            {"name": f"present.0.{part}", "dtype": "float32", "shape": total} for part in parts
+        ]
+
+    write_manifest(folder, facts)
+    return folder
+
+
+def endless() -> list[onnx.NodeProto]:
+    """Logits of a loop of 2^62 rounds, run only where the newest id is 2."""
+    body = helper.make_graph(
+        [
+            helper.make_node("Identity", ["go"], ["go_on"]),
+            helper.make_node("Add", ["state", "step"], ["next"]),
+        ],
+        "body",
+        [
+            helper.make_tensor_value_info("round", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("state", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, None),
+        ],
+    )
+    return [
+        helper.make_node("ReduceMax", ["ids"], ["largest"], keepdims=0),
+        helper.make_node("Equal", ["largest", "endless"], ["condition"]),
+        helper.make_node("Add", ["ids", "step"], ["start"]),
+        helper.make_node("Loop", ["rounds", "condition", "start"], ["logits"], body=body),
+    ]
+
+
+@pytest.fixture
+def endless_bundle(tmp_path: Path) -> Path:
+    return decoder_bundle(
+        tmp_path / "endless",
+        endless,
+        [
+            helper.make_tensor("endless", TensorProto.FLOAT, [], [2.0]),
+            helper.make_tensor("rounds", TensorProto.INT64, [], [1 << 62]),
+            # Token 1 is the likeliest; the ids are added to all three.
+            helper.make_tensor("step", TensorProto.FLOAT, [3], [0.0, 1.0, 0.5]),
+        ],
+    )
+
+
+def test_an_endless_graph_is_stopped(endless_bundle: Path) -> None:
+    generator = Generator(load(endless_bundle, threads=1))
+    assert generator.generate([[0]], max_new_tokens=4)[0][0].ids.tolist() == [1] * 4
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"0\.3 s"):
+        generator.generate([[2]], max_new_tokens=4, timeout=0.3)
+    kept = generator.generate([[2], [0]], max_new_tokens=4, max_time=0.3)
+    assert [(one[0].reason, len(one[0].ids)) for one in kept] == [("time", 0)] * 2
+    cancellation = Cancellation()
+    threading.Timer(0.3, cancellation.cancel).start()
+    assert generator.generate([[2]], max_new_tokens=4, cancellation=cancellation)[0][0].reason == "cancelled"
+    with pytest.raises(DeadlineExceeded):
+        generator.score([[2, 1]], timeout=0.3)
+    with pytest.raises(DeadlineExceeded):
+        generator.prefix([2], timeout=0.3)
+    assert time.monotonic() - began < 20
+    # The session works on.
+    assert generator.generate([[0]], max_new_tokens=4)[0][0].ids.tolist() == [1] * 4
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_none_are_an_error_and_no_token(tmp_path: Path, number: float) -> None:
+    folder = decoder_bundle(
+        tmp_path / "b",
+        lambda: [helper.make_node("Add", ["ids", "wrong"], ["logits"])],
+        [helper.make_tensor("wrong", TensorProto.FLOAT, [3], [0.0, number, 0.5])],
+    )
+    generator = Generator(load(folder, threads=1))
+    with pytest.raises(NumericalError, match="pinnace verify"):
+        generator.generate([[0]], max_new_tokens=4)
+
+
+def test_a_bundle_without_a_cache_cannot_generate(tmp_path: Path) -> None:
+    folder = make_bundle(tmp_path / "b", golden=False)
+    with pytest.raises(UsageError, match="keeps no keys and values"):
+        Generator(load(folder, threads=1))
+    with pytest.raises(UsageError, match="text-generation"):
+        pipeline("generate", folder)
+
+
+def test_memory_stays_flat_over_many_short_generations(opened: Opened) -> None:
+    generator = opened.generator("ort")
+
+    def resident() -> int:
+        status = Path("/proc/self/status").read_text()
+        return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+    def work(times: int) -> None:
+        for i in range(times):
+            generator.generate(prompts(5 + i % 7, 3), max_new_tokens=4)
+
+    work(30)
+    before = resident()
+    work(150)
+    assert resident() < before * 1.1, json.dumps({"before": before, "after": resident()})
