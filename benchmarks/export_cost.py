@@ -145,7 +145,7 @@ def make_checkpoint(folder: str, changes: str) -> None:
     (target / "config.json").write_text(json.dumps({**facts, "architectures": [HEAD]}, indent=2), "utf-8")
     with torch.device("meta"):
         state = BertForQuestionAnswering(config).state_dict()
-    random_weights(target / "model.safetensors", {n: tuple(t.shape) for n, t in state.items()}, 0.02)
+    random_weights(target / "model.safetensors", {n: tuple(t.shape) for n, t in state.items()}, 0.02, {})
 
 
 def export_transformers(source: str, output: str) -> None:

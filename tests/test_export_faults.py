@@ -176,8 +176,8 @@ def test_a_flipped_weight_bit(
 ) -> None:
     """The writer damages one bit of one weight; the reference reads the checkpoint and sees it."""
 
-    def damaging(model: ir.Model, located: Any, folder: Path, name: str) -> tuple[str, ...]:
-        files = right_bind(model, located, folder, name)
+    def damaging(model: ir.Model, located: Any, folder: Path, name: str, *rest: Any) -> tuple[str, ...]:
+        files = right_bind(model, located, folder, name, *rest)
         content = bytearray((folder / files[0]).read_bytes())
         content[read_header(folder / files[0])[tensor].start + 3] ^= 0x40
         (folder / files[0]).write_bytes(content)
