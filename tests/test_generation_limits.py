@@ -46,6 +46,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[3]], {"batch_size": 0}, UsageError, "batch_size"),
     ([[3]], {"timeout": -1.0}, UsageError, "timeout"),
     ([[3]], {"attention_mask": [[1, 1]]}, InputError, "attention_mask"),
+    ([[3]], {"attention_mask": 5}, InputError, "attention_mask"),
     ([[3]], {"attention_mask": [[0]]}, InputError, "no token"),
     ([[3]], {"bad_words_ids": [[VOCABULARY]], "do_sample": True}, InputError, f"token {VOCABULARY}"),
     ([[3]], {"do_sample": False, "num_beams": 2, "prompt_lookup_num_tokens": 2}, UsageError, "prompt_lookup"),
@@ -127,7 +128,7 @@ def test_a_single_row_can_leave_its_batch(opened: Opened) -> None:
 
 def test_a_stream_that_is_closed_ends_its_generation(opened: Opened) -> None:
     before = threading.active_count()
-    stream = opened.generator("ort").stream(prompts(5), max_new_tokens=50, timeout=60.0)
+    stream: Any = opened.generator("ort").stream(prompts(5), max_new_tokens=50, timeout=60.0)
     assert next(stream).id is not None
     assert threading.active_count() == before + 1
     stream.close()

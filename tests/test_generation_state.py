@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, InputError, MachineError, PinnaceError
-from pinnace.runtime import kvcache
-from pinnace.runtime.kvcache import Cache, Store, make_cache
+from pinnace.runtime import kvcache, kvcache_base
+from pinnace.runtime.kvcache import make_cache
+from pinnace.runtime.kvcache_base import Cache, Store
 from pinnace.runtime.ort import onnxruntime
 from pinnace.runtime.prefix import Prefix
 from pinnace.spec import CacheSpec
@@ -68,7 +69,7 @@ def holds(cache: Cache, numbers: list[tuple[int, float]]) -> bool:
 @pytest.mark.parametrize("device", [False, True], ids=["cpu", "device"])
 def test_rows_enter_leave_move_and_grow(monkeypatch: pytest.MonkeyPatch, in_place: bool, device: bool) -> None:
     if device:
-        monkeypatch.setattr(kvcache, "Store", DeviceStore)
+        monkeypatch.setattr(kvcache_base, "Store", DeviceStore)
     cache = make_cache(spec(in_place=in_place), "float32", "cpu", 0)
     cache.load([state(3, 1), state(20, 2)])
     cache.load([state(1, 3)])
