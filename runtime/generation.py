@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -183,6 +184,10 @@ class Generator:
             except Stopped:
                 raise _cancelled(limit) from None
         return Prefix(row, batch.cache.read(0), fingerprint(self.decoder))
+
+    def load_prefix(self, path: str | Path) -> Prefix:
+        """Read a prefix that was saved; arguments and errors are those of `Prefix.load`."""
+        return Prefix.load(path, self.decoder)
 
     def _read(self, *given: Any) -> Request:
         return read_request(self.decoder, self.config, self._decode is not None, *given)

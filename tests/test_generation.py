@@ -231,3 +231,19 @@ def test_one_generator_serves_many_threads(opened: Opened, rows: list[Any], expe
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+@every_bundle
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mixture_of_rows_gives_each_what_it_is_alone(opened: Opened, name: str, seed: int) -> None:
+    source = np.random.default_rng(seed)
+    generator = opened.generator(name)
+    given = prompts(*source.integers(1, [6, 60][seed % 2], 9), seed=seed)
+    ends = source.integers(3, VOCABULARY, 12).tolist()
+    options: dict[str, Any] = {"max_new_tokens": int(source.integers(5, 60)), "eos_token_id": ends}
+    alone = [ids(opened.generator("ort").generate([row], **options))[0] for row in given]
+    assert len({len(row) for row in alone}) > 1
+    prefix = generator.prefix(given[0])
+    for size in (2, 4, 9):
+        assert ids(generator.generate(given, batch_size=size, **options)) == alone
+        assert ids(generator.generate(given, batch_size=size, prefix=prefix, **options)) == alone

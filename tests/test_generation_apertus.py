@@ -75,7 +75,7 @@ def test_however_the_rows_are_run(opened: Opened, rows: list[Any], expected: lis
 
 @every_form
 def test_texts_are_those_that_transformers_wrote(opened: Opened, recorded: Recorded, name: str) -> None:
-    pipe = pipeline("generate", opened.make(name), threads=1)
+    pipe: Any = pipeline("generate", opened.make(name), threads=1)
     found = pipe(list(recorded), max_new_tokens=48)
     assert [one[0]["generated_text"] for one in found] == [one["text"] for one in recorded.values()]
     assert ["".join(pipe.stream(text, max_new_tokens=48)) for text in recorded] == [

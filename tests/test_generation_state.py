@@ -130,7 +130,7 @@ def test_a_saved_prefix_is_the_same_one(opened: Opened, tmp_path: Path) -> None:
     generator = opened.generator("ort")
     made = generator.prefix(prompts(20)[0])
     made.save(tmp_path / "start.prefix")
-    read = Prefix.load(tmp_path / "start.prefix", generator.decoder)
+    read = generator.load_prefix(tmp_path / "start.prefix")
     assert [path.name for path in tmp_path.iterdir()] == ["start.prefix"]
     assert read.ids.tolist() == made.ids.tolist() and len(read) == 20
     for got, want in zip(read.state(20), made.state(20), strict=True):
