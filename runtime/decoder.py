@@ -10,7 +10,8 @@ import numpy as np
 from pinnace.errors import InputError, NumericalError, UsageError
 from pinnace.runtime.cancellation import RunLimit
 from pinnace.runtime.inputs import Array
-from pinnace.runtime.kvcache import Cache, RowState, make_cache
+from pinnace.runtime.kvcache import make_cache
+from pinnace.runtime.kvcache_base import Cache, RowState
 from pinnace.runtime.native import run_error
 from pinnace.runtime.session import Session
 

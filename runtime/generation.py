@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,9 +14,10 @@ from pinnace.runtime.beam_generation import generate_beams
 from pinnace.runtime.cancellation import Cancellation, RunLimit
 from pinnace.runtime.decoder import LOGITS_BYTES, Decoder, Stopped
 from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.generation_row import MAX_LOGPROBS, Row, Token
+from pinnace.runtime.generation_request import Request, read_request, read_rows
+from pinnace.runtime.generation_row import Row, Token
 from pinnace.runtime.inputs import Array
-from pinnace.runtime.pipeline_checks import check_count, check_seconds
+from pinnace.runtime.pipeline_checks import check_seconds
 from pinnace.runtime.prefix import Prefix, fingerprint
 from pinnace.runtime.sampling import log_softmax
 from pinnace.runtime.session import Session
@@ -24,9 +26,6 @@ from pinnace.runtime.speculation import speculate
 from pinnace.runtime.stopping import Deadline, StopStrings
 from pinnace.runtime.streaming import new_text, row_decoder
 from pinnace.runtime.tokenizer import Tokenizer
-
-# Rows that run together unless the call says otherwise; more would gain little on a CPU and cost memory.
-DEFAULT_ROWS: Final = 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +45,6 @@ class Generated:
     reason: str
     logprobs: Array | None = None
     top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class _Request:
-    """What one call asks for, checked."""
-
-    prompts: list[Array]
-    limits: list[int]
-    config: GenerationConfig
-    prefix: Prefix | None
-    logprobs: int | None
-    batch_size: int
 
 
 class Generator:
@@ -113,7 +100,7 @@ class Generator:
             DeadlineExceeded: the timeout passed.
             NumericalError: the model gave NaN or infinity.
         """
-        request = self._request(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        request = self._read(prompts, attention_mask, prefix, logprobs, batch_size, options)
         check_seconds("timeout", timeout)
         with RunLimit(cancellation, request.config.max_time, timeout) as limit:
             if request.config.num_beams > 1:
@@ -147,7 +134,7 @@ class Generator:
         Raises:
             UsageError: also for beams, whose tokens are known only at the end.
         """
-        request = self._request(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        request = self._read(prompts, attention_mask, prefix, logprobs, batch_size, options)
         check_seconds("timeout", timeout)
         if request.config.num_beams > 1:
             raise UsageError("beam search knows its tokens only at the end; stream with num_beams=1, or use generate")
@@ -173,7 +160,7 @@ class Generator:
             DeadlineExceeded: the timeout passed, or the call was cancelled.
         """
         check_seconds("timeout", timeout)
-        checked = self._rows(rows, None, least=2)
+        checked = read_rows(self.decoder, rows, least=2)
         for row in checked:
             self._check_targets(row)
         with RunLimit(cancellation, None, timeout) as limit:
@@ -190,7 +177,7 @@ class Generator:
             DeadlineExceeded: the timeout passed, or the call was cancelled.
         """
         check_seconds("timeout", timeout)
-        row = self._rows([ids], None)[0]
+        row = read_rows(self.decoder, [ids])[0]
         with RunLimit(cancellation, None, timeout) as limit:
             try:
                 batch, _ = self.decoder.prompt([row], limit)
@@ -198,66 +185,23 @@ class Generator:
                 raise _cancelled(limit) from None
         return Prefix(row, batch.cache.read(0), fingerprint(self.decoder))
 
-    def _request(
-        self,
-        prompts: Any,
-        mask: Any,
-        prefix: Prefix | None,
-        logprobs: int | None,
-        batch_size: int | None,
-        options: dict[str, Any],
-    ) -> _Request:
-        config = self.config.merged(**options)
-        check_count("batch_size", batch_size)
-        check_count("logprobs", logprobs, 0)
-        if logprobs is not None and logprobs > MAX_LOGPROBS:
-            raise UsageError(f"logprobs is {logprobs}; at most {MAX_LOGPROBS} likeliest tokens are given")
-        if config.num_beams > 1 and logprobs is not None:
-            raise UsageError("beam search gives no logprobs; leave them out, or use num_beams=1")
-        if config.stop_strings and self._decode is None:
-            raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
-        if prefix is not None:
-            prefix.check(self.decoder)
-        rows = self._rows(prompts, mask)
-        asked = options.get("max_new_tokens") is not None
-        limits = [self._new_tokens(row, config, asked) for row in rows]
-        most = min(batch_size or DEFAULT_ROWS, len(rows) * config.num_return_sequences)
-        most = max(most, config.num_beams)
-        longest = max((len(row) + limit for row, limit in zip(rows, limits, strict=True)), default=0)
-        self.decoder.check_memory(most, longest)
-        return _Request(rows, limits, config, prefix, logprobs, batch_size or DEFAULT_ROWS)
+    def load_prefix(self, path: str | Path) -> Prefix:
+        """Read a prefix that was saved; arguments and errors are those of `Prefix.load`."""
+        return Prefix.load(path, self.decoder)
 
-    def _new_tokens(self, row: Array, config: GenerationConfig, asked: bool) -> int:
-        capacity = self.decoder.limit
-        if asked and config.max_new_tokens is not None and len(row) + config.max_new_tokens > capacity:
-            raise InputError(
-                f"a prompt of {len(row):,} tokens and max_new_tokens={config.max_new_tokens:,} make more than the "
-                f"{capacity:,} tokens that the model takes; ask for at most {max(capacity - len(row), 0):,}"
-            )
-        return config.new_tokens(len(row), capacity)
-
-    def _rows(self, prompts: Any, mask: Any, least: int = 1) -> list[Array]:
-        if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
-            raise InputError(f"prompts must be rows of token ids, got {type(prompts).__name__}; tokenize texts first")
-        rows = [_ids(row, f"prompt {i}") for i, row in enumerate(prompts)]
-        if mask is not None:
-            if len(mask) != len(rows) or any(len(m) != len(r) for m, r in zip(mask, rows, strict=True)):
-                raise InputError("attention_mask must have the shape of the prompts, with 0 where a row is padded")
-            rows = [row[np.asarray(real) != 0] for row, real in zip(rows, mask, strict=True)]
-        for place, row in enumerate(rows):
-            self.decoder.check(row, f"prompt {place}", least)
-        return rows
+    def _read(self, *given: Any) -> Request:
+        return read_request(self.decoder, self.config, self._decode is not None, *given)
 
     def _check_targets(self, row: Array) -> None:
         wrong = np.flatnonzero(row[1:] >= self.decoder.vocabulary)
         if len(wrong):
             raise InputError(f"the id {int(row[1 + wrong[0]])} can be read, but the model never writes it: no score")
 
-    def _stream(self, request: _Request, cancellation: Cancellation | None, timeout: float | None) -> Iterator[Token]:
+    def _stream(self, request: Request, cancellation: Cancellation | None, timeout: float | None) -> Iterator[Token]:
         with RunLimit(cancellation, request.config.max_time, timeout) as limit:
             yield from self._tokens(request, limit)
 
-    def _tokens(self, request: _Request, limit: RunLimit) -> Iterator[Token]:
+    def _tokens(self, request: Request, limit: RunLimit) -> Iterator[Token]:
         config, deadline = request.config, Deadline(request.config.max_time)
         waiting = [
             Row(prompt, config, most, self.decoder.vocabulary, (place, i), self._decode, request.logprobs, deadline)
@@ -285,7 +229,7 @@ class Generator:
                 if row.reason is None:
                     yield row.end(reason)
 
-    def _beams(self, request: _Request, limit: RunLimit) -> list[list[Generated]]:
+    def _beams(self, request: Request, limit: RunLimit) -> list[list[Generated]]:
         found = []
         for prompt, most in zip(request.prompts, request.limits, strict=True):
             rows = generate_beams(self.decoder, prompt, most, request.config, limit, request.prefix, self._decode)
@@ -318,22 +262,6 @@ class Generator:
             logs = log_softmax(batch.extend(part, limit))
             scores.append(logs[np.arange(len(part)), row[first + 1 : first + 1 + len(part)]])
         return np.concatenate(scores)
-
-
-def _ids(row: Any, place: str) -> Array:
-    try:
-        array = np.asarray(row)
-    except (ValueError, OverflowError):
-        raise InputError(f"{place} is no row of whole numbers; expected token ids") from None
-    if array.size == 0 and array.ndim == 1:
-        return np.zeros(0, np.int64)
-    if array.ndim != 1 or array.dtype.kind not in "iu":
-        raise InputError(
-            f"{place} has the type {array.dtype} and the shape {list(array.shape)}; expected a row of token ids"
-        )
-    if array.dtype == np.uint64 and int(array.max()) > np.iinfo(np.int64).max:
-        raise InputError(f"{place} has the id {int(array.max())}, which is no token")
-    return array.astype(np.int64)
 
 
 def _cancelled(limit: RunLimit) -> DeadlineExceeded:

@@ -14,7 +14,7 @@ import numpy as np
 from pinnace.errors import BundleError, CheckpointError, InputError, MachineError
 from pinnace.runtime.decoder import Decoder
 from pinnace.runtime.inputs import Array
-from pinnace.runtime.kvcache import RowState
+from pinnace.runtime.kvcache_base import RowState
 from pinnace.safetensors_header import read_header, read_metadata
 
 _WORDS: Final = {"float32": "F32", "float16": "F16", "int64": "I64"}

@@ -22,7 +22,8 @@ from pinnace.runtime.generation import Generator
 from pinnace.runtime.session import Session, load
 from pinnace.runtime.tokenizer import load_tokenizer
 
-CHECKPOINT = Path(__file__).parent / "data" / "tiny-generate"
+DATA = Path(__file__).parent / "data"
+CHECKPOINT = DATA / "tiny-generate"
 VOCABULARY, LENGTH = 262, 128
 LAYERS, HEADS, HEAD_SIZE = 2, 4, 8
 SPECIAL = ("<s>", "</s>", "<pad>")
@@ -37,6 +38,9 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "ort-all": {"target": "ort", "all_logits": True},
     "onnx-all": {"target": "onnx", "all_logits": True},
     "other": {"target": "ort"},
+    "apertus-ort": {"target": "ort"},
+    "apertus-onnx": {"target": "onnx"},
+    "apertus-ort-all": {"target": "ort", "all_logits": True},
 }
 MakeBundle = Callable[[str], Path]
 
@@ -55,7 +59,9 @@ def decoder_of(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Make
             if not output.exists():
                 from pinnace.export.builder import export
 
-                checkpoint = CHECKPOINT if name != "other" else _changed(shared / "changed")
+                checkpoint = DATA / "apertus-glossary" if name.startswith("apertus") else CHECKPOINT
+                if name == "other":
+                    checkpoint = _changed(shared / "changed")
                 export(checkpoint, task="generate", output=output, validate=False, **BUNDLES[name])
         return output
 

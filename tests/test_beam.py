@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from pinnace.runtime.beam import BeamSearch
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.logits import processors
 from pinnace.runtime.sampling import log_softmax
+from tests.conftest import DATA
 
 torch.set_num_threads(1)
 V, END, PAD = 13, 3, 1
@@ -162,6 +164,22 @@ def test_groups_follow_the_definition(groups: int, width: int) -> None:
     )
     for prompt, found in zip(prompts.tolist(), search.results(), strict=True):
         assert [one.tokens.tolist() for one in found] == diverse(scores, prompt, groups, width, 6, 0.7)
+
+
+GROUPS = json.loads((DATA / "group_beam.transformers-4.57.json").read_text("utf-8"))["cases"]
+
+
+@pytest.mark.parametrize("case", GROUPS, ids=lambda case: "{seed}-{groups}-{beams}-{sharpness}".format(**case))
+def test_groups_with_an_end_token_are_those_of_the_last_transformers_that_had_them(case: dict[str, Any]) -> None:
+    scores = table(case["seed"], case["sharpness"])
+    # Padding, which that program's groups penalise once one of them is done, is never chosen.
+    scores[:, :, PAD] = -30
+    prompts = np.random.default_rng(case["seed"] + 100).integers(4, V, size=(2, 3))
+    options: dict[str, Any] = {"num_beams": case["beams"], "num_return_sequences": case["beams"]}
+    options |= {"num_beam_groups": case["groups"], "diversity_penalty": 0.6, "early_stopping": True}
+    found = [one for prompt in ours(scores, prompts, [8, 8], **options).results() for one in prompt]
+    assert [one.tokens.tolist() for one in found] == case["sequences"]
+    assert [one.score for one in found] == pytest.approx(case["scores"], abs=2e-5)
 
 
 def test_a_strong_penalty_makes_groups_differ() -> None:

@@ -108,7 +108,7 @@ def test_speculated(opened: Opened, rows: list[Any], expected: list[list[int]], 
     generator = opened.generator(name)
     found = generator.generate(rows, max_new_tokens=COUNT, prompt_lookup_num_tokens=drafts)
     assert ids(found) == expected
-    penalty = {"max_new_tokens": COUNT, "repetition_penalty": 1.3, "eos_token_id": expected[0][9]}
+    penalty: dict[str, Any] = {"max_new_tokens": COUNT, "repetition_penalty": 1.3, "eos_token_id": expected[0][9]}
     plain = ids(generator.generate(rows, **penalty))
     assert ids(generator.generate(rows, prompt_lookup_num_tokens=drafts, **penalty)) == plain
 
@@ -120,16 +120,26 @@ def test_speculation_saves_runs_on_text_that_repeats(
     generator = opened.generator(name)
     a, b, c = 50, 60, 70
     # A cycle that no score of the model's breaks, but for the places where it is left to the model again.
-    cycle = {"sequence_bias": [[[a, b], 1e4], [[b, c], 1e4], [[c, a], 1e4]], "logprobs": 0, "max_new_tokens": 40}
+    cycle: dict[str, Any] = {
+        "sequence_bias": [[[a, b], 1e4], [[b, c], 1e4], [[c, a], 1e4]],
+        "logprobs": 0,
+        "max_new_tokens": 40,
+    }
     prompt = np.concatenate([prompts(20)[0], [a, b, c, a]])
     plain = generator.generate([prompt], no_repeat_ngram_size=30, **cycle)[0][0]
     runs: list[int] = []
     run = decoder_module.Batch.run
-    monkeypatch.setattr(decoder_module.Batch, "run", lambda *given: runs.append(1) or run(*given))
+
+    def counted(batch: Any, tokens: Any, *rest: Any) -> Any:
+        runs.append(tokens.shape[1])
+        return run(batch, tokens, *rest)
+
+    monkeypatch.setattr(decoder_module.Batch, "run", counted)
     fast = generator.generate([prompt], no_repeat_ngram_size=30, prompt_lookup_num_tokens=8, **cycle)[0][0]
     assert fast.ids.tolist() == plain.ids.tolist() and set(fast.ids[:20]) == {a, b, c} != set(fast.ids)
     assert len(runs) < 20
     # The forced tokens say nothing about the cache; the model's own probabilities of them do.
+    assert fast.logprobs is not None and plain.logprobs is not None
     np.testing.assert_allclose(fast.logprobs, plain.logprobs, atol=1e-5)
 
 
@@ -221,3 +231,19 @@ def test_one_generator_serves_many_threads(opened: Opened, rows: list[Any], expe
     for thread in threads:
         thread.join()
     assert found == [expected] * 4
+
+
+@every_bundle
+@pytest.mark.parametrize("seed", range(4))
+def test_any_mixture_of_rows_gives_each_what_it_is_alone(opened: Opened, name: str, seed: int) -> None:
+    source = np.random.default_rng(seed)
+    generator = opened.generator(name)
+    given = prompts(*source.integers(1, [6, 60][seed % 2], 9), seed=seed)
+    ends = source.integers(3, VOCABULARY, 12).tolist()
+    options: dict[str, Any] = {"max_new_tokens": int(source.integers(5, 60)), "eos_token_id": ends}
+    alone = [ids(opened.generator("ort").generate([row], **options))[0] for row in given]
+    assert len({len(row) for row in alone}) > 1
+    prefix = generator.prefix(given[0])
+    for size in (2, 4, 9):
+        assert ids(generator.generate(given, batch_size=size, **options)) == alone
+        assert ids(generator.generate(given, batch_size=size, prefix=prefix, **options)) == alone

@@ -15,8 +15,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
-from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.cancellation import Cancellation, RunLimit
 from pinnace.runtime.generation import Generator
+from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.generation_row import Row
 from pinnace.runtime.pipelines import pipeline
 from pinnace.runtime.session import load
 from pinnace.runtime.slots import Slots
@@ -46,6 +48,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[3]], {"batch_size": 0}, UsageError, "batch_size"),
     ([[3]], {"timeout": -1.0}, UsageError, "timeout"),
     ([[3]], {"attention_mask": [[1, 1]]}, InputError, "attention_mask"),
+    ([[3]], {"attention_mask": 5}, InputError, "attention_mask"),
     ([[3]], {"attention_mask": [[0]]}, InputError, "no token"),
     ([[3]], {"bad_words_ids": [[VOCABULARY]], "do_sample": True}, InputError, f"token {VOCABULARY}"),
     ([[3]], {"do_sample": False, "num_beams": 2, "prompt_lookup_num_tokens": 2}, UsageError, "prompt_lookup"),
@@ -73,6 +76,17 @@ def test_rows_that_would_not_fit_the_memory_are_refused(opened: Opened, monkeypa
     with pytest.raises(InputError, match="fewer rows"):
         generator.generate(prompts(5, 5, 5, 5), max_new_tokens=100)
     assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+
+
+def test_a_timer_that_is_early_is_right() -> None:
+    with RunLimit(max_time=60.0) as limit:
+        assert limit.reason() is None
+        limit._stop()
+        assert limit.reason() == "time" and limit.options.terminate
+    with RunLimit(timeout=60.0, max_time=90.0) as limit:
+        limit._stop()
+        with pytest.raises(DeadlineExceeded, match="60 s"):
+            limit.reason()
 
 
 def test_stop_strings_need_a_tokenizer(opened: Opened) -> None:
@@ -104,10 +118,6 @@ def test_cancelled_within_a_token_and_what_is_there_is_kept(opened: Opened, name
 
 
 def test_a_single_row_can_leave_its_batch(opened: Opened) -> None:
-    from pinnace.runtime.cancellation import RunLimit
-    from pinnace.runtime.generation_config import GenerationConfig
-    from pinnace.runtime.generation_row import Row
-
     decoder = opened.generator("ort").decoder
     given = prompts(5, 9, 4)
     rows = [Row(prompt, GenerationConfig(), 30, VOCABULARY, (i, 0)) for i, prompt in enumerate(given)]
@@ -127,7 +137,7 @@ def test_a_single_row_can_leave_its_batch(opened: Opened) -> None:
 
 def test_a_stream_that_is_closed_ends_its_generation(opened: Opened) -> None:
     before = threading.active_count()
-    stream = opened.generator("ort").stream(prompts(5), max_new_tokens=50, timeout=60.0)
+    stream: Any = opened.generator("ort").stream(prompts(5), max_new_tokens=50, timeout=60.0)
     assert next(stream).id is not None
     assert threading.active_count() == before + 1
     stream.close()
@@ -277,7 +287,7 @@ def test_a_bundle_without_a_cache_cannot_generate(tmp_path: Path) -> None:
         pipeline("generate", folder)
 
 
-def test_memory_stays_flat_over_many_short_generations(opened: Opened) -> None:
+def test_memory_stays_flat_over_many_short_and_aborted_generations(opened: Opened) -> None:
     generator = opened.generator("ort")
 
     def resident() -> int:
@@ -287,6 +297,9 @@ def test_memory_stays_flat_over_many_short_generations(opened: Opened) -> None:
     def work(times: int) -> None:
         for i in range(times):
             generator.generate(prompts(5 + i % 7, 3), max_new_tokens=4)
+            aborted = generator.stream(prompts(3 + i % 5), max_new_tokens=20)
+            next(aborted)
+            del aborted
 
     work(30)
     before = resident()

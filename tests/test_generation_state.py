@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, InputError, MachineError, PinnaceError
-from pinnace.runtime import kvcache
-from pinnace.runtime.kvcache import Cache, Store, make_cache
+from pinnace.runtime import kvcache, kvcache_base
+from pinnace.runtime.kvcache import make_cache
+from pinnace.runtime.kvcache_base import Cache, Store
 from pinnace.runtime.ort import onnxruntime
 from pinnace.runtime.prefix import Prefix
 from pinnace.spec import CacheSpec
@@ -68,7 +69,7 @@ def holds(cache: Cache, numbers: list[tuple[int, float]]) -> bool:
 @pytest.mark.parametrize("device", [False, True], ids=["cpu", "device"])
 def test_rows_enter_leave_move_and_grow(monkeypatch: pytest.MonkeyPatch, in_place: bool, device: bool) -> None:
     if device:
-        monkeypatch.setattr(kvcache, "Store", DeviceStore)
+        monkeypatch.setattr(kvcache_base, "Store", DeviceStore)
     cache = make_cache(spec(in_place=in_place), "float32", "cpu", 0)
     cache.load([state(3, 1), state(20, 2)])
     cache.load([state(1, 3)])
@@ -129,7 +130,7 @@ def test_a_saved_prefix_is_the_same_one(opened: Opened, tmp_path: Path) -> None:
     generator = opened.generator("ort")
     made = generator.prefix(prompts(20)[0])
     made.save(tmp_path / "start.prefix")
-    read = Prefix.load(tmp_path / "start.prefix", generator.decoder)
+    read = generator.load_prefix(tmp_path / "start.prefix")
     assert [path.name for path in tmp_path.iterdir()] == ["start.prefix"]
     assert read.ids.tolist() == made.ids.tolist() and len(read) == 20
     for got, want in zip(read.state(20), made.state(20), strict=True):
