@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
@@ -307,10 +308,10 @@ def steps_apart(one: Array, other: Array) -> Array:
     """How many fp16 numbers lie between."""
 
     def place(x: Array) -> Array:
-        bits = x.view(np.int16).astype(np.int32)
-        return np.where(bits < 0, -32768 - bits, bits)
+        bits: Array = x.view(np.int16).astype(np.int32)
+        return np.asarray(np.where(bits < 0, -32768 - bits, bits))
 
-    return np.abs(place(one) - place(other))
+    return np.asarray(np.abs(place(one) - place(other)))
 
 
 @pytest.mark.parametrize(("a", "b"), ALPHAS)
@@ -351,6 +352,6 @@ def test_the_8b_shape_is_traced_without_a_weight(target: str) -> None:
     tracemalloc.stop()
     assert peak < 200e6  # bytes; its weights would be 14 GB
     weights = unbound(model)
-    assert sum(np.prod(value.shape) for value in weights.values()) > 1.9e9
+    assert sum(math.prod(value.shape.numpy()) for value in weights.values() if value.shape is not None) > 1.9e9
     assert len(folded) == 16
     assert not folded & weights.keys()
