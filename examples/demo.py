@@ -1,4 +1,4 @@
-"""The main job in one run: export three BERTs, verify them, and answer in a process that cannot import PyTorch."""
+"""The main job: export three BERTs and an Apertus, verify them, and answer where PyTorch cannot be imported."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ CONTEXT = (
     "The word galley means a ship that is moved by oars. The word pinnace means a small boat that takes cargo "
     "from a ship to the shore. The word bulkhead means a partition that divides a ship into compartments."
 )
+BEGINNINGS = ("falcon (noun):", "river (noun):", "glass (noun): a brittle")
 ENTITY_TEXT = "bulkhead: a partition that divides a ship into compartments. It was late. galley: a ship moved by oars."
 
 
@@ -29,6 +30,7 @@ def checkpoints() -> dict[str, tuple[Path, str]]:
         "minilm": (Path(package.origin).parent / "model", "feature-extraction"),
         "glossary-qa": (data / "bert-glossary-qa", "question-answering"),
         "glossary-ner": (data / "bert-glossary-ner", "token-classification"),
+        "glossary-lm": (data / "apertus-glossary", "text-generation"),
     }
 
 
@@ -44,7 +46,7 @@ def prepare() -> None:
 
 
 def answer() -> None:
-    """Answer with the three bundles."""
+    """Answer with the four bundles."""
     for name in BLOCKED:
         sys.modules[name] = None  # type: ignore[assignment]
     import pinnace
@@ -67,6 +69,15 @@ def answer() -> None:
     print(f"\n{ENTITY_TEXT}")
     for entity in entities:
         print(f"  {entity['entity_group']:<4}  {ENTITY_TEXT[entity['start'] : entity['end']]}  ({entity['score']:.3f})")
+
+    generate = pinnace.pipeline("text-generation", OUT / "glossary-lm")
+    print("\ntext from a small Apertus")
+    for (record,) in generate(list(BEGINNINGS), max_new_tokens=32):
+        print(f"  {record['generated_text']}")
+    print("  slowly (adv):", end="")
+    for piece in generate.stream("slowly (adv):", max_new_tokens=32):
+        print(piece, end="", flush=True)
+    print("  (streamed)")
     loaded = [name for name in BLOCKED if sys.modules.get(name) is not None]
     print(f"\ntorch imported: {'yes' if 'torch' in loaded else 'no'}")
     if loaded:

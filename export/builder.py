@@ -20,6 +20,7 @@ from pinnace.export import lowering_onnx, lowering_ort
 from pinnace.export.card import model_card
 from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, write_golden
+from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
 from pinnace.export.passes import tidy
@@ -252,6 +253,7 @@ class _Build:
         record = certificate(checks, f"pinnace.models on PyTorch {torch.__version__.partition('+')[0]}")
         (self.scratch / CERTIFICATE_NAME).write_text(to_json(record), "utf-8")
         manifest = self._manifest(face, variants, special, pooling="modules.json" in copied)
+        write_genai_config(self.scratch, manifest, self.config)
         (self.scratch / "README.md").write_text(model_card(manifest, record), "utf-8")
         manifest = dataclasses.replace(manifest, files=file_facts(self.scratch))
         (self.scratch / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")

@@ -7,16 +7,13 @@ import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
-import numpy as np
 import onnx_ir as ir
 
-from pinnace.export import functions
-from pinnace.export.graph import Emitter, FunctionBuilder, Row
+from pinnace.export import lowering_decoder
+from pinnace.export.graph import Emitter, Row
 
 GELU_OPSET: Final = 20  # first version with Gelu
 ATTENTION_OPSET: Final = 23  # first version with Attention
-RMS_OPSET: Final = 23  # first version with RMSNormalization
-ROTARY_OPSET: Final = 23  # first version with RotaryEmbedding
 NORM_INPUTS: Final = slice(0, 3)
 
 
@@ -111,84 +108,6 @@ ACTIVATION_ROWS: Final[Mapping[str, ActivationRow]] = types.MappingProxyType(
         "linear": _plain("Identity"),
     }
 )
-
-
-def rms_norm(e: Emitter) -> Sequence[ir.Value]:
-    """RMSNormalization over the weight's width; a head's weight norms each head apart."""
-    x, weight = e.needed(0), e.needed(1)
-    size, width = _last(weight), _last(x)
-    if size == width:
-        return [rms_normalization(e, x, weight)]
-    split = e.op("Reshape", x, e.constant([0, 0, width // size, size]))
-    return [e.op("Reshape", rms_normalization(e, split, weight), e.constant([0, 0, width]))]
-
-
-def rms_normalization(e: Emitter, x: ir.Value, weight: ir.Value) -> ir.Value:
-    """One operator from opset 23 on, six before."""
-    if e.opset >= RMS_OPSET:
-        return e.op("RMSNormalization", x, weight, axis=-1, epsilon=e.attribute("epsilon"))
-    mean = e.op("ReduceMean", e.op("Mul", x, x), e.constant([-1]), keepdims=1)
-    root = e.op("Sqrt", e.op("Add", mean, number(e, e.attribute("epsilon"))))
-    return e.op("Mul", e.op("Div", x, root), weight)
-
-
-def add_rms_norm(e: Emitter) -> Sequence[ir.Value]:
-    """Sum, then RMSNormalization: normed and sum.
-
-    The fused SkipSimplifiedLayerNormalization is no faster on the CPU (528 against 518 us for 512 x 1024 numbers) and
-    slower for few (7.1 against 5.4 us for 1 x 4096; onnxruntime 1.32).
-    """
-    total = e.op("Sum", e.needed(0), e.needed(1))
-    return [rms_normalization(e, total, e.needed(2)), total]
-
-
-def rotary_angles(e: Emitter) -> Sequence[ir.Value]:
-    """One function for all layers; no table of every position is stored."""
-    inputs, scale, inverse = (e.needed(0), e.needed(1)), e.attribute("scale"), list(e.attribute("inverse"))
-    if "base" not in e.node.attributes:
-        return e.call(functions.rotary_angles, *inputs, outputs=2, inverse=inverse, scale=float(scale))
-    pairs = len(inverse)
-    given = {name: float(e.attribute(name)) for name in ("base", "factor", "positions")}
-    return e.call(
-        functions.stretched_rotary_angles, *inputs, outputs=2, **given, scale=float(scale),
-        power=pairs / (pairs - 1), exponents=[i / pairs for i in range(pairs)],
-    )  # fmt: skip
-
-
-def rotary(e: Emitter) -> Sequence[ir.Value]:
-    """RotaryEmbedding (opset 23) with the angles of this run; split, turned and joined before it."""
-    x, cos, sin = (e.needed(i) for i in range(3))
-    pairs, width = _last(cos), _last(x)
-    heads = width // (2 * pairs)
-    if e.opset >= ROTARY_OPSET:
-        return [e.op("RotaryEmbedding", x, cos, sin, num_heads=heads)]
-    first, second = e.ops("Split", e.op("Reshape", x, e.constant([0, 0, heads, -1])), outputs=2, axis=-1, num_outputs=2)
-    cos, sin = (e.op("Unsqueeze", t, e.constant([2])) for t in (cos, sin))
-    left = e.op("Sub", e.op("Mul", first, cos), e.op("Mul", second, sin))
-    right = e.op("Add", e.op("Mul", second, cos), e.op("Mul", first, sin))
-    return [e.op("Reshape", e.op("Concat", left, right, axis=-1), e.constant([0, 0, width]))]
-
-
-def xielu(e: Emitter) -> Sequence[ir.Value]:
-    """One function; its trained numbers are read now, so that softplus and the constants cost nothing later."""
-    return _xielu(e, functions.xielu)
-
-
-def half_xielu(e: Emitter) -> Sequence[ir.Value]:
-    """The form that stays exact in fp16."""
-    return _xielu(e, functions.accurate_xielu)
-
-
-def _xielu(e: Emitter, form: FunctionBuilder) -> Sequence[ir.Value]:
-    alpha_p, alpha_n, beta, eps = (e.read(i) for i in range(1, 5))
-    a, b = float(np.logaddexp(0.0, alpha_p)), beta + float(np.logaddexp(0.0, alpha_n))
-    return e.call(form, e.needed(0), alpha_p=a, alpha_n=b, beta=beta, eps=eps)
-
-
-def _last(value: ir.Value) -> int:
-    shape = value.shape
-    assert shape is not None and isinstance(shape[-1], int)  # widths are fixed by the configuration
-    return int(shape[-1])
 
 
 def activation(e: Emitter) -> Sequence[ir.Value]:
@@ -333,11 +252,11 @@ ROWS: Final[Mapping[str, Row]] = types.MappingProxyType(
         "Attention": attention,
         "CachedAttention": cached_attention,
         "LastPosition": last_position,
-        "RMSNorm": rms_norm,
-        "AddRMSNorm": add_rms_norm,
-        "RotaryAngles": rotary_angles,
-        "Rotary": rotary,
-        "XIELU": xielu,
+        "RMSNorm": lowering_decoder.rms_norm,
+        "AddRMSNorm": lowering_decoder.add_rms_norm,
+        "RotaryAngles": lowering_decoder.rotary_angles,
+        "Rotary": lowering_decoder.rotary,
+        "XIELU": lowering_decoder.xielu,
     }
 )
-HALF_ROWS: Final[Mapping[str, Row]] = types.MappingProxyType({**ROWS, "XIELU": half_xielu})
+HALF_ROWS: Final[Mapping[str, Row]] = types.MappingProxyType({**ROWS, "XIELU": lowering_decoder.half_xielu})

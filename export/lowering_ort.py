@@ -8,6 +8,7 @@ from typing import Final
 
 import onnx_ir as ir
 
+from pinnace.export import lowering_decoder
 from pinnace.export import lowering_onnx as standard
 from pinnace.export.graph import LEFT_OUT, Emitter, Row
 
@@ -140,6 +141,6 @@ CUDA_ROWS: Final[Mapping[str, Row]] = types.MappingProxyType(
         "AddLayerNorm": add_layer_norm,
         "AddRMSNorm": add_rms_norm,
         "Attention": multi_head_attention,
-        "XIELU": standard.half_xielu,
+        "XIELU": lowering_decoder.half_xielu,
     }
 )

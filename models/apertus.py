@@ -95,10 +95,7 @@ class ApertusAttention(nn.Module):
         q, k, v = (ops.linear(x, each.weight, each.bias) for each in (self.q_proj, self.k_proj, self.v_proj))
         q = ops.rotary(self.q_norm(q), run.cos, run.sin)  # (B, T, N * D)
         k = ops.rotary(self.k_norm(k), run.cos, run.sin)  # (B, T, K * D)
-        past = None
-        if run.past is not None:
-            past_key, past_value = run.past[self.layer_idx]  # (B, K, P, D)
-            past = past_key, past_value
+        past = cast(tuple[Tensor, Tensor], run.past[self.layer_idx]) if run.past else None  # (B, K, P, D) each
         dropout = self.dropout if self.training else 0.0
         context, weights, key, value = ops.cached_attention(q, k, v, run.mask, past, self.num_heads, dropout=dropout)
         run.presents.append((key, value))
@@ -143,11 +140,7 @@ class ApertusPreTrainedModel(PreTrainedModel):
 
 
 class ApertusModel(ApertusPreTrainedModel):
-    """Apertus without a head: a vector for each token.
-
-    Args:
-        config: an `ApertusConfig`.
-    """
+    """Apertus without a head: a vector for each token."""
 
     def __init__(self, config: ApertusConfig) -> None:
         super().__init__(config)

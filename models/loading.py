@@ -85,8 +85,9 @@ def fill(model: PreTrainedModel, found: Resolution, dtype: torch.dtype | None) -
     fresh = set(found.missing)
     with torch.no_grad():
         for prefix, module in model.named_modules():
-            own = {f"{prefix}.{key}".lstrip("."): key for key, _ in module.named_parameters(recurse=False)}
-            if fresh & own.keys():
+            weights = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False))
+            own = {f"{prefix}.{key}".lstrip(".") for key, _ in weights}
+            if fresh & own:
                 _make_afresh(model, module, dtype)
     tensors: dict[str, Tensor] = {}
     already: dict[tuple[Path, int], Tensor] = {}

@@ -20,9 +20,10 @@ def tasks(arguments: SimpleNamespace, console: Console) -> int:
             aliases = f" ({', '.join(row['aliases'])})" if row["aliases"] else ""
             console.result(f"{row['task']}{aliases}")
             console.result(f"  takes  {' '.join(row['takes']) or 'pinnace run does not serve it yet'}")
+            width = max(map(len, row["heads"]))
             for name, head in row["heads"].items():
                 checkpoint = f", {row['catalog'][name]}" if name in row["catalog"] else ""
-                console.result(f"  {name}   {head}{checkpoint}")
+                console.result(f"  {name:<{width}}  {head}{checkpoint}")
     console.next("pinnace export bert --task qa")
     return 0
 

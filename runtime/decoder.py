@@ -48,9 +48,13 @@ class Decoder:
                 f"the bundle {session.bundle.path.name} is for {manifest.task} and keeps no keys and values; "
                 "export the model with --task text-generation"
             )
-        ids = next(spec for spec in manifest.inputs if spec.name == "input_ids")
-        if not all(isinstance(axis, str) for axis in ids.shape):
-            raise UsageError(f"input_ids has the fixed shape {list(ids.shape)}; export without --static to generate")
+        for spec in manifest.inputs:
+            # Heads and head size are facts of the model; rows and tokens must be free.
+            free = (spec.shape[0], spec.shape[2 if len(spec.shape) == 4 else 1])
+            if any(isinstance(axis, int) for axis in free):
+                raise UsageError(
+                    f"{spec.name} has the fixed shape {list(spec.shape)}; export without --static to generate"
+                )
         self.session = session
         self.spec = manifest.cache
         self.limit = min(manifest.limits.sequence, manifest.cache.capacity)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from pinnace.errors import CheckpointError, InputError
@@ -224,6 +225,20 @@ def test_a_model_without_a_head_is_enough_for_a_fresh_head(tmp_path: Path) -> No
     assert model.load_report is not None
     assert model.load_report.missing == ("score.bias", "score.weight")
     assert model(torch.ones(1, 3, dtype=torch.long)).logits.shape == (1, 3, 5)
+
+
+def test_lost_buffers_start_as_published(tmp_path: Path) -> None:
+    _, ours = pair("ApertusModel")
+    ours.save_pretrained(tmp_path)
+    stored = load_file(tmp_path / "model.safetensors")
+    kept = {name: tensor for name, tensor in stored.items() if not name.endswith((".beta", ".eps"))}
+    save_file(kept, tmp_path / "model.safetensors", {"format": "pt"})
+    again = ApertusModel.from_pretrained(tmp_path, init_missing=True)
+    assert again.load_report is not None
+    assert len(again.load_report.missing) == 4
+    ids = torch.randint(4, 41, (1, 8))
+    with torch.no_grad():
+        torch.testing.assert_close(again(ids).last_hidden_state, ours(ids).last_hidden_state)
 
 
 def test_a_fresh_model_starts_as_transformers_starts_it() -> None:

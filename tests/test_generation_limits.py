@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 import time
@@ -22,6 +23,7 @@ from pinnace.runtime.generation_row import Row
 from pinnace.runtime.pipelines import pipeline
 from pinnace.runtime.session import load
 from pinnace.runtime.slots import Slots
+from pinnace.spec import TensorSpec
 from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, opened, prompts, uncached
 from tests.tiny_bundle import make_bundle, write_manifest
 
@@ -285,6 +287,23 @@ def test_a_bundle_without_a_cache_cannot_generate(tmp_path: Path) -> None:
         Generator(load(folder, threads=1))
     with pytest.raises(UsageError, match="text-generation"):
         pipeline("generate", folder)
+
+
+@pytest.mark.parametrize(("name", "place"), [("input_ids", 1), ("attention_mask", 0), ("past_key_values.0.key", 2)])
+def test_a_graph_of_fixed_shape_cannot_generate(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, name: str, place: int
+) -> None:
+    session = opened.session("ort")
+    manifest = session.bundle.manifest
+
+    def fixed(spec: TensorSpec) -> TensorSpec:
+        shape = tuple(7 if i == place else axis for i, axis in enumerate(spec.shape))
+        return dataclasses.replace(spec, shape=shape) if spec.name == name else spec
+
+    changed = dataclasses.replace(manifest, inputs=tuple(map(fixed, manifest.inputs)))
+    monkeypatch.setattr(session.bundle, "manifest", changed)
+    with pytest.raises(UsageError, match=f"{name} has the fixed shape"):
+        Generator(session)
 
 
 def test_memory_stays_flat_over_many_short_and_aborted_generations(opened: Opened) -> None:

@@ -1,0 +1,270 @@
+"""The programs that `decoding` measures, each as a server that loads once and answers requests."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import math
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+BATCH: Final = (4, 8, 12, 16, 24, 32, 48, 64)  # lengths of the prompts that run together
+ORT, ONNX, TRANSFORMERS, GENAI = "pinnace, ort", "pinnace, onnx", "transformers", "ONNX Runtime GenAI (Qwen3)"
+TOY, MEMORY = "toy", "memory"
+Seen = Callable[[int], None]
+
+
+def main() -> int:
+    made = argparse.ArgumentParser(description="A server of `benchmarks.decoding`; run that.")
+    made.add_argument("name")
+    made.add_argument("--model", type=Path)
+    made.add_argument("--threads", type=int, default=1)
+    made.add_argument("--shape")
+    arguments = made.parse_args()
+    if arguments.shape:
+        build_genai(json.loads(arguments.shape), arguments.model)
+    else:
+        serve(LOADERS[arguments.name](arguments.model, arguments.threads))
+    return 0
+
+
+def serve(candidate: Any) -> None:
+    """Answer requests; the clock runs here, so that pipes do not count."""
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        request = json.loads(line)
+        operation = request.pop("op")
+        if operation == "peak":
+            unit = 1 if sys.platform == "darwin" else 1024
+            answer: dict[str, Any] = {"bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+        elif operation == "run":
+            answer = timed(candidate, **request)
+        else:
+            answer = getattr(candidate, operation)(**request)
+        print(json.dumps(answer), flush=True)
+
+
+def timed(candidate: Any, prompt: int, steps: int) -> dict[str, Any]:
+    """Time a prompt up to its first token, and the tokens behind it, in the program's own loop."""
+    tokens, times = [], []
+
+    def seen(token: int) -> None:
+        times.append(time.perf_counter())
+        tokens.append(token)
+
+    ids = prompt_ids(prompt, candidate.vocabulary)
+    start = time.perf_counter()
+    candidate.generate(ids, steps + 1, seen)
+    if len(tokens) != steps + 1:
+        raise SystemExit(f"{steps + 1} tokens were asked for, {len(tokens)} came")
+    return {"first": times[0] - start, "rest": times[-1] - times[0], "tokens": tokens}
+
+
+def prompt_ids(size: int, vocabulary: int, seed: int = 0) -> list[int]:
+    """Random tokens without the special ones, the same in every program."""
+    state, found = seed + 1, []
+    for _ in range(size):
+        state = (state * 1103515245 + 12345) % (1 << 31)
+        found.append(4 + (state >> 8) % (vocabulary - 4))
+    return found
+
+
+class Pinnace:
+    """The bundle's generator, greedy; no token ends a row."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import pinnace
+        from pinnace.runtime.generation import Generator
+
+        self.generator = Generator(pinnace.load(model, threads=threads))
+        self.vocabulary = self.generator.decoder.vocabulary
+        self.options: dict[str, Any] = {"eos_token_id": ()}
+
+    def generate(self, ids: list[int], count: int, seen: Seen) -> None:
+        """Tell each new token as it comes."""
+        for token in self.generator.stream([ids], max_new_tokens=count, **self.options):
+            if token.id is not None:
+                seen(token.id)
+
+    def batch(self, rows: int, steps: int) -> dict[str, float]:
+        """Time the prompts of `BATCH`, so many rows at once."""
+        prompts = [prompt_ids(size, self.vocabulary, size) for size in BATCH]
+        start = time.perf_counter()
+        found = self.generator.generate(prompts, max_new_tokens=steps, batch_size=rows, **self.options)
+        seconds = time.perf_counter() - start
+        if any(len(row.ids) != steps for results in found for row in results):
+            raise SystemExit(f"{steps} tokens a row were asked for, and a row has fewer")
+        return {"seconds": seconds}
+
+    def logits(self, prompt: int) -> dict[str, list[float]]:
+        """Give the logits behind a prompt."""
+        import numpy as np
+
+        from pinnace.runtime.cancellation import RunLimit
+
+        with RunLimit(None, None, None) as limit:
+            _, found = self.generator.decoder.prompt([np.array(prompt_ids(prompt, self.vocabulary))], limit)
+        return {"logits": found[0].tolist()}
+
+
+class Toy(Pinnace):
+    """The generator's loop beside bare runs of the same graph on the same buffers."""
+
+    def overhead(self, steps: int) -> dict[str, float]:
+        """Give a token's time in the loop and in bare runs: medians over the tokens."""
+        times: list[float] = []
+        self.generate(prompt_ids(1, self.vocabulary), steps + 1, lambda _token: times.append(time.perf_counter()))
+        looped = [after - before for before, after in itertools.pairwise(times)]
+        return {"loop": statistics.median(looped), "native": statistics.median(self._native(steps))}
+
+    def _native(self, steps: int) -> list[float]:
+        import numpy as np
+
+        decoder = self.generator.decoder
+        native, spec = decoder.session.native, decoder.spec
+        capacity = math.ceil((steps + 2) / 256) * 256
+        cache = [np.zeros((1, spec.heads, capacity, spec.head_size), np.float32) for _ in range(2 * spec.layers)]
+        feeds = {name: np.zeros((1, 1), np.int64) for name in ("input_ids", "position_ids")}
+        feeds["attention_mask"] = np.zeros((1, capacity), np.int64)
+        logits = np.empty((1, 1, self.vocabulary), np.float32)
+        binding = native.io_binding()
+        for name, feed in feeds.items():
+            binding.bind_input(name, "cpu", 0, np.int64, feed.shape, feed.ctypes.data)
+        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        for place, array in enumerate(cache):
+            name = f"{place // 2}.{('key', 'value')[place % 2]}"
+            binding.bind_input(f"past_key_values.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+            binding.bind_output(f"present.{name}", "cpu", 0, np.float32, array.shape, array.ctypes.data)
+        found = []
+        for step in range(steps):
+            feeds["attention_mask"][0, step] = 1
+            feeds["position_ids"][0, 0] = step
+            start = time.perf_counter()
+            native.run_with_iobinding(binding)
+            found.append(time.perf_counter() - start)
+        return found
+
+
+class Transformers:
+    """AutoModelForCausalLM on PyTorch, greedy, with its own cache."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        torch.set_num_threads(threads)
+        self.torch = torch
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.model.generation_config.eos_token_id = None
+        self.vocabulary = int(self.model.config.vocab_size)
+
+    def generate(self, ids: list[int], count: int, seen: Seen) -> None:
+        """Generate with a streamer, which is told the prompt first and then each token."""
+        told: list[int] = []
+
+        class Streamer:
+            def put(self, value: Any) -> None:
+                told.append(len(told))
+                if len(told) > 1:
+                    seen(int(value[0]))
+
+            def end(self) -> None:
+                """Nothing is held back."""
+
+        given = self.torch.tensor([ids])
+        with self.torch.inference_mode():
+            self.model.generate(
+                given, attention_mask=self.torch.ones_like(given), max_new_tokens=count, do_sample=False,
+                streamer=Streamer(), pad_token_id=0,
+            )  # fmt: skip
+
+    def logits(self, prompt: int) -> dict[str, list[float]]:
+        """Give the logits behind a prompt."""
+        with self.torch.inference_mode():
+            found = self.model(self.torch.tensor([prompt_ids(prompt, self.vocabulary)])).logits
+        return {"logits": found[0, -1].tolist()}
+
+
+class GenAI:
+    """ONNX Runtime GenAI, greedy, on the model that its own builder made."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        import onnxruntime_genai
+
+        self.og = onnxruntime_genai
+        path = model / "onnx" / "genai_config.json"
+        config = json.loads(path.read_text("utf-8"))
+        config["model"]["decoder"]["session_options"]["intra_op_num_threads"] = threads
+        path.write_text(json.dumps(config), "utf-8")
+        self.model = self.og.Model(str(path.parent))
+        self.vocabulary = int(config["model"]["vocab_size"])
+
+    def generate(self, ids: list[int], count: int, seen: Seen) -> None:
+        """Tell each new token as it comes."""
+        params = self.og.GeneratorParams(self.model)
+        length = len(ids) + count
+        params.set_search_options(max_length=length, min_length=length, do_sample=False)
+        generator = self.og.Generator(self.model, params)
+        generator.append_tokens(ids)
+        for _ in range(count):
+            generator.generate_next_token()
+            seen(int(generator.get_next_tokens()[0]))
+
+
+def build_genai(shape: dict[str, int], folder: Path) -> None:
+    """Write a Qwen3 of as many weights, gated where Apertus is not, and let GenAI's builder make its fp32 graph."""
+    import torch
+    from tokenizers import Tokenizer, models
+    from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+    torch.manual_seed(0)
+    heads = shape["num_attention_heads"]
+    gated = {"intermediate_size": shape["intermediate_size"] * 2 // 3 // 16 * 16}
+    config = Qwen3Config(
+        **{**shape, **gated}, head_dim=shape["hidden_size"] // heads, tie_word_embeddings=False,
+        bos_token_id=1, eos_token_id=2, pad_token_id=3,
+    )  # fmt: skip
+    Qwen3ForCausalLM(config).save_pretrained(folder / "hf")
+    words = {f"w{number}": number for number in range(shape["vocab_size"])}
+    tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106 - a token of text
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "hf")
+    flags = ["-i", folder / "hf", "-o", folder / "onnx", "-p", "fp32", "-e", "cpu", "-c", folder / "cache"]
+    subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *map(str, flags)], check=True)
+
+
+class Memory:
+    """How fast one thread reads memory that no cache holds."""
+
+    def __init__(self, _model: Path, _threads: int) -> None:
+        self._array: Any = None
+
+    def speed(self, size: int) -> dict[str, float]:
+        """Give bytes a second: the better of a sum and of a matrix with a vector, as a decoder's step reads weights."""
+        import numpy as np
+
+        width = 1024
+        if self._array is None:
+            self._array = np.ones((size // 4 // width, width), np.float32)
+            self._vector = np.ones(width, np.float32)
+        best = 0.0
+        for read in (np.sum, lambda array: array @ self._vector):
+            for _ in range(3):
+                start = time.perf_counter()
+                read(self._array)
+                best = max(best, self._array.nbytes / (time.perf_counter() - start))
+        return {"speed": best}
+
+
+LOADERS: Final[dict[str, Callable[[Path, int], Any]]] = {
+    ORT: Pinnace, ONNX: Pinnace, TOY: Toy, TRANSFORMERS: Transformers, GENAI: GenAI, MEMORY: Memory,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())

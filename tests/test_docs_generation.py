@@ -1,0 +1,55 @@
+"""The page on generation runs as it stands: every example gives what the page says it gives."""
+
+from __future__ import annotations
+
+import dataclasses
+import doctest
+import re
+from pathlib import Path
+
+import pytest
+
+from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.text_generation import TextGenerationOptions
+from tests.generation_bundles import Opened, decoder_of, opened
+
+__all__ = ["decoder_of", "opened"]
+
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "generation.md"
+
+
+def examples(text: str) -> doctest.DocTest:
+    """The page's sessions as one, at the lines where they stand."""
+    lines, inside = [], False
+    for line in text.splitlines():
+        if line.startswith("```"):
+            inside = line == "```pycon"
+            lines.append("")
+        else:
+            lines.append(line if inside else "")
+    return doctest.DocTestParser().get_doctest("\n".join(lines), {}, PAGE.name, str(PAGE), 0)
+
+
+def test_every_example_gives_what_the_page_says(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "glossary-lm").symlink_to(opened.make("apertus-ort-all"))
+    monkeypatch.chdir(tmp_path)
+    test = examples(PAGE.read_text("utf-8"))
+    assert len(test.examples) > 20
+    told: list[str] = []
+    found = doctest.DocTestRunner().run(test, out=told.append)
+    assert not found.failed, "".join(told)
+
+
+def test_the_check_tells_a_changed_page() -> None:
+    test = examples("```pycon\n>>> 1 + 1\n3\n```\n```sh\n>>> never\n```\n")
+    found = doctest.DocTestRunner().run(test, out=lambda _text: None)
+    assert (found.failed, found.attempted) == (1, 1)
+
+
+def test_the_page_names_every_option() -> None:
+    named = set(re.findall(r"`(\w+)", PAGE.read_text("utf-8")))
+    known = {field.name for kind in (GenerationConfig, TextGenerationOptions) for field in dataclasses.fields(kind)}
+    of_the_tokenizer = {"add_special_tokens", "clean_up_tokenization_spaces", "pad_token_id", "bos_token_id"}
+    assert known - named <= of_the_tokenizer | {"generation"}, known - named
