@@ -1,4 +1,4 @@
-"""The main job: export three BERTs and an Apertus, verify them, and answer where PyTorch cannot be imported."""
+"""The main job in one run: export three BERTs and an Apertus, verify them, and answer where there is no PyTorch."""
 
 from __future__ import annotations
 

@@ -73,7 +73,9 @@ def test_links_lead_to_files(page: Path) -> None:
 def commands_of(text: str) -> list[list[str]]:
     """The words of every ``pinnace COMMAND ...`` in the fenced blocks of a page."""
     found = []
-    for block in re.findall(r"```(?:sh|console)?\n(.*?)```", text, re.DOTALL):
+    for kind, block in re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE):
+        if kind not in ("", "sh", "console"):
+            continue
         for line in block.replace("\\\n", " ").replace("|\n", "| ").splitlines():
             for part in line.split("#")[0].split("| "):
                 words = shlex.split(part.removeprefix("$ ").removeprefix("next: ").strip(), posix=True)
