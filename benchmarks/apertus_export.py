@@ -174,7 +174,8 @@ def make_checkpoint(folder: str, stored: str, changes: str) -> None:
             drawn |= (exponent << mantissa).astype(bits)
             yield drawn.tobytes()
 
-    names, places = sorted(shapes), {}
+    names = sorted(shapes)
+    places: dict[str, str] = {}
     for shard in range(SHARDS):
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
         own = names[shard::SHARDS]
