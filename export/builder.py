@@ -117,7 +117,8 @@ def export(
         init_missing: give missing weights fresh random numbers instead of failing.
         allow_pickle: accept a pickle checkpoint where there are no safetensors.
         layout: ``flat``, or ``hub`` (graphs in ``onnx/``, as transformers.js reads them).
-        validate: run the written graph beside PyTorch; False is recorded in the certificate.
+        validate: run the written graph beside PyTorch; False is recorded in the certificate, and leaves fp16 without
+            the search for numbers beyond its range.
         hub: how to fetch from the Hub.
         subfolder: folder inside the repository or folder.
         progress: called with a line of text at each stage.
@@ -237,7 +238,7 @@ class _Build:
         checks: dict[str, Validation | None] = {}
         variants: dict[str, Variant] = {}
         for precision in precisions:
-            variants[precision] = self._write(traced.clone(), precision, cases)
+            variants[precision] = self._write(traced.clone(), precision, cases if check else ())
             checks[precision] = None
             if reference is not None:
                 self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
@@ -283,7 +284,9 @@ class _Build:
         if missing:
             raise CheckFailed(f"the traced graph has weights that the model lacks: {', '.join(sorted(missing))}")
         if precision == "fp16":
-            islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
+            # Without cases there is nothing to find them by, and the weights need not be loaded.
+            if cases:
+                islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
             to_fp16(model, islands)
         weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision), folded)
         path = self.graph_folder / graph

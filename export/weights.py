@@ -119,19 +119,25 @@ def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterato
             f"weights must be one of {', '.join(_STORED)}"
         )
     target = _WRITTEN[wanted][1]
-    raw = np.memmap(place.file, mode="r", dtype=stored, offset=place.start, shape=(math.prod(place.shape),))
-    for begin in range(0, raw.size, CHUNK):
-        part: Array = np.asarray(raw[begin : begin + CHUNK])
-        if place.dtype == "BF16":
-            part = (part.astype(np.uint32) << 16).view("<f4")
-        with np.errstate(over="ignore"):
-            out = part.astype(target)
-        if wanted == ir.DataType.FLOAT16 and not np.array_equal(np.isfinite(out), np.isfinite(part)):
-            raise CheckFailed(
-                f"weight {name!r} reaches {float(np.abs(part[np.isfinite(part)]).max()):.3g}, beyond fp16's 65504; "
-                "keep --precision fp32"
-            )
-        yield out.tobytes()
+    left = math.prod(place.shape)
+    # Read rather than mapped: the pages of a mapped tensor would count as this process's memory until its end.
+    with place.file.open("rb") as file:
+        file.seek(place.start)
+        while left > 0:
+            part: Array = np.fromfile(file, stored, min(left, CHUNK))
+            if not part.size:
+                raise CheckpointError(f"{place.file.name} ends within tensor {name!r}; fetch the file again")
+            left -= part.size
+            if place.dtype == "BF16":
+                part = (part.astype(np.uint32) << 16).view("<f4")
+            with np.errstate(over="ignore"):
+                out = part.astype(target)
+            if wanted == ir.DataType.FLOAT16 and not np.array_equal(np.isfinite(out), np.isfinite(part)):
+                raise CheckFailed(
+                    f"weight {name!r} reaches {float(np.abs(part[np.isfinite(part)]).max()):.3g}, beyond fp16's 65504; "
+                    "keep --precision fp32"
+                )
+            yield out.tobytes()
 
 
 def read_number(name: str, place: TensorLocation) -> npt.NDArray[np.float64]:
