@@ -15,6 +15,7 @@ from pinnace.spec import Limits
 Array = npt.NDArray[Any]
 CHOICES: Final = 3
 PAST_TOKENS: Final = 5
+LONGEST: Final = 2048  # of a row that is checked: attention weights of a 65,536-token row would not fit in memory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Case:
 
 
 def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
-    """Yield the cases for an interface, from one token to the model's limit.
+    """Yield the cases for an interface, from one token to the model's limit, or `LONGEST` where that is lower.
 
     A graph with fixed shapes gets its one shape, with and without padding. A graph with a cache is given an empty past,
     a full one, and one that is as long as each row's own history.
@@ -41,7 +42,7 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
     generator = numbers()
     static, cache = interface.options.static, interface.cache
     past = static.get("past_sequence", PAST_TOKENS) if cache else 0
-    longest = static.get("sequence", max(1, limits.sequence - past))
+    longest = static.get("sequence", max(1, min(limits.sequence, LONGEST) - past))
     seen: set[tuple[int, int]] = set()
     for rows, length in ((1, 1), (1, 9), (3, 9), (2, 65), (1, longest)):
         B, T = static.get("batch", rows), static.get("sequence", min(length, longest))
