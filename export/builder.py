@@ -9,8 +9,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 import torch
 
@@ -23,6 +21,7 @@ from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
+from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
 from pinnace.export.passes import tidy
 from pinnace.export.ranges import too_large_for_fp16
 from pinnace.export.sentence import sentence_case
@@ -31,12 +30,11 @@ from pinnace.export.tasks import limits_of
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
-from pinnace.export.weights import bind_weights, random_weights, read_number, unbound
+from pinnace.export.weights import bind_weights, read_number, unbound
 from pinnace.export.writer import file_facts, publishing
-from pinnace.models.checkpoint import Checkpoint, Resolution
+from pinnace.models.checkpoint import Resolution
 from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
-from pinnace.models.registry import head_class
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
@@ -140,8 +138,8 @@ def export(
     folder = Path(output) if output is not None else Path(f"{_short_name(model)}-{origin.task.name}")
     with publishing(folder) as scratch:
         build = _Build(origin, options, target, opset, layout, scratch, say)
-        build.find_weights(random_weights, init_missing, allow_pickle)
-        return dataclasses.replace(build.run(WRITTEN[precision], validate), path=folder)
+        model_weights = build.find_weights(random_weights, init_missing, allow_pickle)
+        return dataclasses.replace(build.run(model_weights, WRITTEN[precision], validate), path=folder)
 
 
 def _check_words(*, precision: str, target: str, layout: str) -> None:
@@ -169,76 +167,35 @@ class _Build:
         self.graph_folder, self.graph_names = scratch / LAYOUTS[layout][0], LAYOUTS[layout][1]
         self.graph_folder.mkdir(exist_ok=True)
         self.config = origin.config
-        self.head = head_class(origin.arch, origin.head)
         self.limits = limits_of(self.config)
-        self.model_options: dict[str, Any] = {}
-        self.found = Resolution({})
-        self.fresh: tuple[str, ...] = ()
-        self._keep: Checkpoint | None = None
-
-    def find_weights(self, at_random: bool, init_missing: bool, allow_pickle: bool) -> None:
-        """Locate every weight, or make random ones in the scratch folder."""
-        origin, tied = self.origin, self.config.tie_word_embeddings
-        if at_random or origin.folder is None:
-            path = self.graph_folder / self._weights_file("fp32")
-            shared = origin.arch.names.tied if tied else {}
-            own = {name: shape for name, shape in self._shapes().items() if name not in shared}
-            random_weights(path, own, self.config.initializer_range, origin.arch.names.start)
-            made = Checkpoint.of_files(self.graph_folder, (path,))
-            self.found = made.resolve(self._shapes(), origin.arch.names, tied=tied)
-            return
-        checkpoint = Checkpoint.open(origin.folder, allow_pickle=allow_pickle)
-        self._keep = checkpoint  # a converted pickle lives as long as this
-        found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
-        if (
-            self._has_pooler()
-            and origin.task.name == "feature-extraction"
-            and all("pooler." in n for n in found.missing)
-        ):
-            self.model_options = {"add_pooling_layer": not found.missing}
-            found = checkpoint.resolve(self._shapes(), origin.arch.names, tied=tied)
-        found.require(origin.source.name, origin.head, init_missing=init_missing)
-        if found.untied:
-            self.config.update({"tie_word_embeddings": False})
-        if found.missing:
-            self.fresh = found.missing
-            shapes = self._shapes()
-            path = self.graph_folder / INIT_FILE
-            missing = {name: shapes[name] for name in found.missing}
-            random_weights(path, missing, self.config.initializer_range, origin.arch.names.start)
-            fresh = Checkpoint.of_files(self.graph_folder, (path,)).tensors
-            found = dataclasses.replace(found, bound={**found.bound, **fresh}, missing=())
-        self.found = found
-
-    def _shapes(self) -> dict[str, tuple[int, ...]]:
-        with torch.device("meta"):
-            state = self.head(self.config, **self.model_options).state_dict()
-        return {name: tuple(tensor.shape) for name, tensor in state.items()}
-
-    def _has_pooler(self) -> bool:
-        return any("pooler." in name for name in self._shapes())
 
     def _weights_file(self, precision: str) -> str:
         """Name of a converted weights file; fp32 ones in the flat layout are still a Hugging Face checkpoint."""
         flat = self.graph_folder == self.scratch
         return "model.safetensors" if precision == "fp32" and flat else f"{self.graph_names[precision]}_data"
 
-    def run(self, precisions: Sequence[str], check: bool) -> Exported:
-        """Trace, lower, bind, validate, describe."""
-        face = interface(
-            self.origin.task, self.config, self.options, target=self.target,
-            pooler=self._has_pooler(),
+    def find_weights(self, at_random: bool, init_missing: bool, allow_pickle: bool) -> ModelWeights:
+        """Locate every weight, or make random ones in the scratch folder."""
+        if at_random or self.origin.folder is None:
+            return make_weights(self.origin, self.graph_folder / self._weights_file("fp32"))
+        return find_weights(
+            self.origin, self.origin.folder, self.graph_folder / INIT_FILE,
+            init_missing=init_missing, allow_pickle=allow_pickle,
         )  # fmt: skip
+
+    def run(self, weights: ModelWeights, precisions: Sequence[str], check: bool) -> Exported:
+        """Trace, lower, bind, validate, describe."""
+        face = interface(self.origin.task, self.config, self.options, target=self.target, pooler=weights.has_pooler)
         copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
-        traced = trace(lambda: self.head(self.config, **self.model_options), face.call, face.inputs, face.outputs)
+        traced = trace(weights.build, face.call, face.inputs, face.outputs)
         cases = self._cases(face)
-        reference = self._reference() if check else None
+        reference = self._reference(weights) if check else None
         checks: dict[str, Validation | None] = {}
         variants: dict[str, Variant] = {}
         for precision in precisions:
-            variants[precision] = self._write(traced.clone(), precision, cases if check else ())
+            variants[precision] = self._write(traced.clone(), weights.found, precision, cases if check else ())
             checks[precision] = None
             if reference is not None:
                 self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
@@ -258,7 +215,7 @@ class _Build:
         (self.scratch / "README.md").write_text(model_card(manifest, record), "utf-8")
         manifest = dataclasses.replace(manifest, files=file_facts(self.scratch))
         (self.scratch / MANIFEST_NAME).write_text(manifest.to_json(), "utf-8")
-        return Exported(self.scratch, manifest, record, self.found.unexpected, self.fresh)
+        return Exported(self.scratch, manifest, record, weights.found.unexpected, weights.fresh)
 
     def _cases(self, face: Interface) -> tuple[Case, ...]:
         cases = list(grid(face, self.limits))
@@ -266,21 +223,23 @@ class _Build:
             cases.append(case)
         return tuple(cases)
 
-    def _reference(self) -> torch.nn.Module:
+    def _reference(self, weights: ModelWeights) -> torch.nn.Module:
         self.say("loading the PyTorch reference")
         with torch.device("meta"):
-            model = self.head(self.config, **self.model_options)
-        fill(model, self.found, torch.float32)
+            model = weights.build()
+        fill(model, weights.found, torch.float32)
         reference: torch.nn.Module = model.eval()
         return reference
 
-    def _write(self, model: ir.Model, precision: str, cases: Sequence[Case]) -> Variant:
+    def _write(self, model: ir.Model, found: Resolution, precision: str, cases: Sequence[Case]) -> Variant:
         """Lower a traced model for one precision, bind its weights and save it."""
-        folded = lower(model, ROWS[self.target, precision], self.opset, self._read)
+        folded = lower(
+            model, ROWS[self.target, precision], self.opset, lambda name: read_number(name, found.bound[name])
+        )
         tidy(model)
         graph = self.graph_names[precision]
         islands: tuple[str, ...] = ()
-        missing = unbound(model).keys() - self.found.bound.keys()
+        missing = unbound(model).keys() - found.bound.keys()
         if missing:
             raise CheckFailed(f"the traced graph has weights that the model lacks: {', '.join(sorted(missing))}")
         if precision == "fp16":
@@ -288,15 +247,12 @@ class _Build:
             if cases:
                 islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
             to_fp16(model, islands)
-        weights = bind_weights(model, self.found.bound, self.graph_folder, self._weights_file(precision), folded)
+        weights = bind_weights(model, found.bound, self.graph_folder, self._weights_file(precision), folded)
         path = self.graph_folder / graph
         ir.save(model, path)
         inside = path.relative_to(self.scratch).as_posix()
         prefix = inside.removesuffix(graph)
         return Variant(self.target, self.opset, inside, tuple(prefix + name for name in weights), islands)
-
-    def _read(self, name: str) -> npt.NDArray[np.float64]:
-        return read_number(name, self.found.bound[name])
 
     def _manifest(
         self, face: Interface, variants: dict[str, Variant], special: dict[str, int], *, pooling: bool

@@ -19,7 +19,7 @@ def tasks(arguments: SimpleNamespace, console: Console) -> int:
         for row in rows:
             aliases = f" ({', '.join(row['aliases'])})" if row["aliases"] else ""
             console.result(f"{row['task']}{aliases}")
-            console.result(f"  takes  {' '.join(row['takes']) or 'pinnace run does not serve it yet'}")
+            console.result(f"  takes  {' '.join(row['takes'])}")
             width = max(map(len, row["heads"]))
             for name, head in row["heads"].items():
                 checkpoint = f", {row['catalog'][name]}" if name in row["catalog"] else ""
