@@ -20,11 +20,17 @@ LONGEST: Final = 2048  # of a row that is checked: attention weights of a 65,536
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """One set of inputs. ``real`` is (rows, tokens): which new tokens are no padding."""
+    """One set of inputs.
+
+    ``real`` is (rows, tokens): which new tokens are no padding; ``padding`` is its side. ``past`` holds how many past
+    tokens each row has; it is empty where there are none.
+    """
 
     name: str
     inputs: Mapping[str, Array]
     real: Array
+    padding: str = "none"
+    past: tuple[int, ...] = ()
 
     @property
     def real_keys(self) -> Array:
@@ -129,7 +135,8 @@ def make_case(
         array = arrays[name].reshape(B // choices, choices, T) if len(spec.shape) == 3 else arrays[name]
         inputs[name] = np.ascontiguousarray(array, dtype=spec.dtype)
     history = f"-past{'ragged' if len(set(histories.tolist())) > 1 else P}" if P else ""
-    return Case(f"batch{B // choices}-length{T}-pad-{padding}{history}", inputs, kept)
+    name = f"batch{B // choices}-length{T}-pad-{padding}{history}"
+    return Case(name, inputs, kept, padding, tuple(histories.tolist()) if P else ())
 
 
 def alone(case: Case, row: int) -> Case:
