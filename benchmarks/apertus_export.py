@@ -139,10 +139,11 @@ def make_checkpoint(folder: str, stored: str, changes: str) -> None:
     import numpy as np
     import torch
 
-    from pinnace.export.weights import CHUNK, write_safetensors
+    from pinnace.export.weights import CHUNK
     from pinnace.models.apertus import ApertusForCausalLM
     from pinnace.models.apertus_config import ApertusConfig
     from pinnace.models.checkpoint_names import APERTUS_NAMES
+    from pinnace.safetensors_writer import write_safetensors
 
     target = Path(folder)
     target.mkdir(parents=True)

@@ -13,9 +13,9 @@ import onnx_ir as ir
 import torch
 
 import pinnace
+from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort
-from pinnace.export.card import model_card
 from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.genai import write_genai_config
@@ -31,10 +31,10 @@ from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, ha
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, read_number, unbound
-from pinnace.export.writer import file_facts, publishing
 from pinnace.models.checkpoint import Resolution
 from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
+from pinnace.publishing import file_facts, publishing
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import errno
-import json
 import math
-import os
-import shutil
 import types
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +14,9 @@ import onnx_ir as ir
 
 from pinnace.errors import CheckFailed, CheckpointError
 from pinnace.models.checkpoint import TensorLocation
+from pinnace.publishing import copy_file
 from pinnace.safetensors_header import read_header
+from pinnace.safetensors_writer import write_safetensors
 
 CHUNK: Final = 1 << 24  # elements converted at a time
 _STORED: Final[Mapping[str, str]] = types.MappingProxyType({"F32": "<f4", "F16": "<f2", "BF16": "<u2", "F64": "<f8"})
@@ -91,25 +89,6 @@ def _type_of(value: ir.Value) -> ir.DataType:
     return value.dtype
 
 
-def copy_file(source: Path, target: Path) -> None:
-    """Copy bytes within the kernel, sharing blocks where the file system can; a link's content, not the link."""
-    with source.open("rb") as src, target.open("wb") as dst:
-        left = os.fstat(src.fileno()).st_size
-        try:
-            while left > 0 and (done := os.copy_file_range(src.fileno(), dst.fileno(), min(left, 1 << 30))) > 0:
-                left -= done
-        except (OSError, AttributeError) as error:
-            if getattr(error, "errno", None) in _FATAL:
-                raise
-            src.seek(0)
-            dst.seek(0)
-            dst.truncate()
-            shutil.copyfileobj(src, dst, 1 << 20)
-
-
-_FATAL: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})  # another way to copy cannot help
-
-
 def _converted(name: str, place: TensorLocation, wanted: ir.DataType) -> Iterator[bytes]:
     """Yield a stored tensor's bytes in the wanted type, a chunk at a time."""
     stored = _STORED.get(place.dtype)
@@ -144,31 +123,6 @@ def read_number(name: str, place: TensorLocation) -> npt.NDArray[np.float64]:
     """Read a small weight into memory."""
     stored = b"".join(_converted(name, place, ir.DataType.FLOAT))
     return np.frombuffer(stored, "<f4").astype(np.float64).reshape(place.shape)
-
-
-def write_safetensors(
-    path: Path, entries: Mapping[str, tuple[str, Sequence[int]]], content: Callable[[str], Iterator[bytes]]
-) -> None:
-    """Write a safetensors file by streaming.
-
-    Args:
-        path: file to write.
-        entries: tensor name -> (type in the format's words, shape); written in this order.
-        content: gives a tensor's bytes in pieces.
-    """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    for name, (dtype, shape) in entries.items():
-        size = math.prod(shape) * np.dtype(_STORED[dtype]).itemsize
-        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, position + size]}
-        position += size
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of eight
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in entries:
-            for piece in content(name):
-                file.write(piece)
 
 
 def random_weights(

@@ -13,7 +13,7 @@ import pytest
 
 from pinnace.runtime.verify import verify_bundle
 from pinnace.spec import MANIFEST_NAME
-from tests.test_export_writer import entries, publish
+from tests.test_publishing import entries, publish
 
 ROOT = Path(__file__).parent.parent
 FILES = 12
@@ -21,7 +21,7 @@ FILES = 12
 CHILD = f"""
 import sys
 from pathlib import Path
-from pinnace.export.writer import publishing
+from pinnace.publishing import publishing
 target = Path(sys.argv[1])
 print("ready", flush=True)
 generation = int(sys.argv[2])

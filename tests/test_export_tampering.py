@@ -13,7 +13,7 @@ import torch
 
 from pinnace.cli import main
 from pinnace.export.builder import export
-from pinnace.export.writer import file_facts
+from pinnace.publishing import file_facts
 from pinnace.runtime.verify import VerifyReport, verify_bundle
 from pinnace.safetensors_header import read_header
 from pinnace.spec import MANIFEST_NAME

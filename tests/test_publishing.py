@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 
+from pinnace import publishing as module
 from pinnace.errors import MachineError, UsageError
-from pinnace.export import writer
-from pinnace.export.writer import file_facts, publishing
+from pinnace.publishing import file_facts, publishing
 from pinnace.spec import MANIFEST_NAME
 
 ROOT = Path(__file__).parent.parent
@@ -112,7 +112,7 @@ def test_the_second_writer_is_told_who_holds_the_folder(tmp_path: Path) -> None:
     target = tmp_path / "bundle"
     with publishing(target) as scratch:
         (scratch / MANIFEST_NAME).write_text("first")
-        code = f"from pathlib import Path\nfrom tests.test_export_writer import publish\npublish(Path({str(target)!r}))"
+        code = f"from pathlib import Path\nfrom tests.test_publishing import publish\npublish(Path({str(target)!r}))"
         second = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
         assert "MachineError" in second.stderr
         assert f"is being written by process {os.getpid()}" in second.stderr
@@ -172,7 +172,7 @@ def test_without_an_atomic_exchange_an_old_bundle_set_aside_comes_back(
 ) -> None:
     target = tmp_path / "bundle"
     publish(target, "old")
-    monkeypatch.setattr(writer, "_exchange", lambda _one, _two: False)
+    monkeypatch.setattr(module, "_exchange", lambda _one, _two: False)
     publish(target, "newer")
     assert (target / MANIFEST_NAME).read_text() == "newer"
     assert entries(tmp_path) == ["bundle"]
