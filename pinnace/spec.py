@@ -9,11 +9,11 @@ import dataclasses
 import json
 import re
 import types
-import typing
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Final
 
 from pinnace.errors import BundleError, unknown_word
+from pinnace.records import build
 
 MANIFEST_NAME: Final = "manifest.json"
 CERTIFICATE_NAME: Final = "certificate.json"
@@ -169,7 +169,7 @@ class Manifest:
                 f"{MANIFEST_NAME} has format {data.get('format')!r}, this Pinnace reads {MANIFEST_FORMAT}; "
                 "export the model again or use the Pinnace that wrote it"
             )
-        manifest: Manifest = _build(cls, data, MANIFEST_NAME)
+        manifest = build(cls, data, MANIFEST_NAME, BundleError)
         for name in (*manifest.files, *(v.graph for v in manifest.variants.values())):
             if not is_plain_name(name):
                 raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is no plain name inside the bundle")
@@ -180,44 +180,3 @@ def is_plain_name(name: str) -> bool:
     """Whether ``name`` is a relative file name that stays inside its folder on every system."""
     parts = name.split("/")
     return all(re.fullmatch(r"[\w.+-]+", part) and part not in (".", "..") for part in parts) and len(parts) <= 2
-
-
-T = TypeVar("T")
-
-
-def _build(kind: Any, data: Any, where: str) -> Any:
-    """Turn parsed JSON into ``kind``, a dataclass or a type built of the few that a manifest uses."""
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, data, where)
-    if origin is tuple:
-        if not isinstance(data, list):
-            raise BundleError(f"{where} must be a list, got {type(data).__name__}")
-        return tuple(_build(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(data))
-    if origin is dict:
-        if not isinstance(data, dict):
-            raise BundleError(f"{where} must be an object, got {type(data).__name__}")
-        return {key: _build(arguments[1], item, f"{where}.{key}") for key, item in data.items()}
-    if origin in (types.UnionType, typing.Union):
-        if data is None and type(None) in arguments:
-            return None
-        plain = [a for a in arguments if a in (int, str)]
-        if plain and type(data) in plain:
-            return data
-        return _build(arguments[0], data, where)
-    if type(data) is not kind:
-        raise BundleError(f"{where} must be {kind.__name__}, got {type(data).__name__}")
-    return data
-
-
-def _build_dataclass(kind: type[T], data: Any, where: str) -> T:
-    if not isinstance(data, dict):
-        raise BundleError(f"{where} must be an object, got {type(data).__name__}")
-    hints = typing.get_type_hints(kind)
-    fields = {f.name: f for f in dataclasses.fields(typing.cast(Any, kind))}
-    if unknown := sorted(set(data) - set(fields)):
-        raise BundleError(f"{where} has unknown fields: {', '.join(unknown)}")
-    required = {n for n, f in fields.items() if f.default is dataclasses.MISSING}
-    if missing := sorted(required - set(data)):
-        raise BundleError(f"{where} lacks fields: {', '.join(missing)}")
-    return kind(**{name: _build(hints[name], value, f"{where}.{name}") for name, value in data.items()})
