@@ -5,8 +5,8 @@ from __future__ import annotations
 import shlex
 from types import SimpleNamespace
 
-from pinnace.cli_inputs import FORMS
 from pinnace.cli_output import Console
+from pinnace.forms import FORMS
 
 
 def inspect(arguments: SimpleNamespace, console: Console) -> int:

@@ -8,9 +8,10 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
-from pinnace.cli_inputs import FORMS, near_path, read_labels
+from pinnace.cli_inputs import near_path, read_labels
 from pinnace.cli_output import Console
 from pinnace.errors import CheckpointError, UsageError
+from pinnace.forms import FORMS
 from pinnace.models.registry import ARCHS
 from pinnace.units import in_bytes
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-from pinnace.cli_inputs import FORMS, flag_of
+from pinnace.cli_inputs import flag_of
 from pinnace.cli_output import Console
 from pinnace.errors import MachineError
+from pinnace.forms import FORMS
 
 
 def tasks(arguments: SimpleNamespace, console: Console) -> int:

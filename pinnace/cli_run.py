@@ -15,7 +15,6 @@ from types import SimpleNamespace
 from typing import Any, Final, TextIO
 
 from pinnace.cli_inputs import (
-    FORMS,
     INPUT_FIELDS,
     Item,
     flag_of,
@@ -26,6 +25,7 @@ from pinnace.cli_inputs import (
 )
 from pinnace.cli_output import Console
 from pinnace.errors import MachineError, UsageError, unknown_word
+from pinnace.forms import FORMS
 from pinnace.spec import canonical_task
 
 # Python's words are understood beside JSON's.
