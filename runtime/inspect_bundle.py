@@ -20,6 +20,7 @@ from pinnace.units import in_bytes
 
 _LAYER: Final = re.compile(r"(.*?[./](?:layers?|blocks?|h)[./])(\d+)(?=/|$)")
 _SHOWN_LABELS: Final = 8
+TOP: Final = "(top)"  # nodes of the whole model, above all modules
 
 
 def describe(path: str | Path) -> dict[str, Any]:
@@ -94,14 +95,21 @@ def operators_by_layer(model: GraphModel) -> dict[str, dict[str, int]]:
     """
     layers: dict[str, Counter[str]] = {}
     for node in model.graph.walk():
-        layers.setdefault(_layer_of(node.name), Counter())[node.op_type] += 1
+        layers.setdefault(layer_of(node.name), Counter())[node.op_type] += 1
     return {layer: dict(sorted(counts.items())) for layer, counts in layers.items()}
 
 
-def _layer_of(node: str) -> str:
+def layer_of(node: str) -> str:
+    """Return the layer or module that a node's name tells, ``(top)`` for one of the whole model."""
     if match := _LAYER.match(node):
         return match[0]
-    return "/".join(node.split("/")[:-1][:3]) or "(top)"
+    return "/".join(node.split("/")[:-1][:3]) or TOP
+
+
+def split_layer(layer: str) -> tuple[str, int | None]:
+    """Split a repeated layer into what stands before its number, and the number; None for any other module."""
+    match = _LAYER.fullmatch(layer)
+    return (layer, None) if match is None else (match[1], int(match[2]))
 
 
 def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
@@ -143,17 +151,12 @@ def _variant_lines(name: str, variant: Mapping[str, Any]) -> Iterable[str]:
         yield f"  in fp32: {', '.join(variant['islands'])}"
     yield f"  {variant['nodes']} nodes: {_counts(variant['operators'])}"
     # Equal layers that follow each other are one line.
-    rows = [(*_split_layer(layer), _counts(counts)) for layer, counts in variant["layers"].items()]
+    rows = [(*split_layer(layer), _counts(counts)) for layer, counts in variant["layers"].items()]
     for (stem, numbered, counts), group in groupby(rows, key=lambda row: (row[0], row[1] is not None, row[2])):
         numbers = [row[1] for row in group]
         span = f"{numbers[0]}-{numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
         each = f" (each of {len(numbers)})" if len(numbers) > 1 else ""
         yield f"    {stem}{span if numbered else ''}: {counts}{each}"
-
-
-def _split_layer(layer: str) -> tuple[str, int | None]:
-    match = _LAYER.fullmatch(layer)
-    return (layer, None) if match is None else (match[1], int(match[2]))
 
 
 def _counts(operators: Mapping[str, int]) -> str:
