@@ -129,7 +129,8 @@ def task_of_head(head: str) -> str | None:
 
 def sizes(config: Any) -> dict[str, int]:
     """Sizes that the names in output shapes stand for, read off a configuration."""
-    return {"hidden": config.hidden_size, "labels": config.num_labels, "vocabulary": config.vocab_size}
+    written = getattr(config, "output_vocab_size", None) or config.vocab_size
+    return {"hidden": config.hidden_size, "labels": config.num_labels, "vocabulary": written}
 
 
 def limits_of(config: Any) -> Limits:

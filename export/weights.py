@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -62,8 +63,10 @@ def bind_weights(
     if same and (file_name == CHECKPOINT_NAME or not outside):
         for source in outside:
             copy_file(source, folder / source.name)
-        if len(outside) > 1 and (outside[0].parent / INDEX_NAME).is_file():
-            copy_file(outside[0].parent / INDEX_NAME, folder / INDEX_NAME)
+        index = outside[0].parent / INDEX_NAME if outside else folder / INDEX_NAME
+        # An index that names files which hold no weight of this graph would not be true here.
+        if len(outside) > 1 and index.is_file() and _files_of(index) <= {source.name for source in outside}:
+            copy_file(index, folder / INDEX_NAME)
     else:
         wanted = {name: _type_of(value) for name, value in weights.items()}
         if file_name == CHECKPOINT_NAME:
@@ -82,6 +85,11 @@ def bind_weights(
             shape=ir.Shape(place.shape), name=name, base_dir=folder,
         )  # fmt: skip
     return tuple(sorted({place.file.name for place in places.values()}))
+
+
+def _files_of(index: Path) -> set[str]:
+    """The files that an index names; it was read and checked when the checkpoint was opened."""
+    return set(json.loads(index.read_bytes())["weight_map"].values())
 
 
 def _type_of(value: ir.Value) -> ir.DataType:

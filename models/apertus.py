@@ -229,7 +229,7 @@ class ApertusForCausalLM(ApertusPreTrainedModel):
     def __init__(self, config: ApertusConfig) -> None:
         super().__init__(config)
         self.model = ApertusModel(config)
-        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.hidden_size, config.output_vocab_size or config.vocab_size, bias=False)
         self.post_init()
 
     def get_output_embeddings(self) -> nn.Linear:

@@ -1,11 +1,12 @@
-"""Apertus's configuration.
+"""Apertus's configuration, and the text part of Apertus 1.5's.
 
 Source: Apertus technical report 2025 (arXiv 2509.14233); names and defaults of Hugging Face's ``ApertusConfig``,
-transformers 5.
+transformers 5. Of Apertus 1.5: the files of swiss-ai/Apertus-v1.5-8B, and transformers' pull request 47662.
 """
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Mapping
 from typing import Any, ClassVar, Final
@@ -28,13 +29,28 @@ DEFAULT_ROTARY: Final[Mapping[str, Any]] = types.MappingProxyType(
         "high_freq_factor": 4.0,
     }
 )
+# Apertus 1.5 reads images and sounds as tokens of a larger embedding, and writes text only. Its language model is an
+# Apertus, whose keys stand in ``text_config``; what is said of images and sounds is about models that are not ours.
+COMPOSITE: Final = "apertus1p5"
+TEXT_PART: Final = "apertus1p5_text"
+_OTHER_SENSES: Final = re.compile(r"(image|vision|audio)_\w+")
+_HEADS: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "Apertus1p5ForConditionalGeneration": "ApertusForCausalLM",
+        "Apertus1p5TextForCausalLM": "ApertusForCausalLM",
+        "Apertus1p5Model": "ApertusModel",
+        "Apertus1p5TextModel": "ApertusModel",
+    }
+)
 
 
 class ApertusConfig(PreTrainedConfig):
     """The shape of an Apertus model; the defaults are those of the 8B model's class in transformers.
 
     Args:
-        vocab_size: entries of the vocabulary.
+        vocab_size: tokens that can be read: rows of the embedding.
+        output_vocab_size: tokens that can be written: rows of the output layer, the first of the vocabulary; ``None``
+            is all of them. Apertus 1.5 reads codes of images and sounds that it never writes.
         hidden_size: width of the model.
         intermediate_size: width inside the feed-forward layers.
         num_hidden_layers: number of layers.
@@ -74,6 +90,7 @@ class ApertusConfig(PreTrainedConfig):
     )
 
     vocab_size: int = size(131072)
+    output_vocab_size: int | None = setting(None, at_least=1)
     hidden_size: int = size(4096)
     intermediate_size: int = size(14336)
     num_hidden_layers: int = size(32, at_most=4096)
@@ -97,7 +114,9 @@ class ApertusConfig(PreTrainedConfig):
 
     @classmethod
     def upgrade_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Give key/value heads and rotary positions the form of transformers 5."""
+        """Take the text part of Apertus 1.5, and give key/value heads and rotary positions today's form."""
+        if values.get("model_type") in (COMPOSITE, TEXT_PART):
+            values = _text_part(values)
         if values.get("num_key_value_heads") is None:
             values["num_key_value_heads"] = values.get("num_attention_heads", 32)
         return in_one_dialect(values, DEFAULT_ROTARY, values.get("max_position_embeddings", 65536))
@@ -117,8 +136,9 @@ class ApertusConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Return every key that is set: other programs take a ``head_dim`` of null at its word."""
         values = super().to_dict()
-        if values["head_dim"] is None:
-            del values["head_dim"]
+        for name in ("head_dim", "output_vocab_size"):
+            if values[name] is None:
+                del values[name]
         return values
 
     def validate(self) -> None:
@@ -138,8 +158,40 @@ class ApertusConfig(PreTrainedConfig):
                 f"ApertusConfig: hidden_size is {self.hidden_size}, expected a multiple of num_attention_heads, "
                 f"{self.num_attention_heads}, or head_dim beside it"
             )
+        if self.output_vocab_size is not None and self.output_vocab_size > self.vocab_size:
+            raise ConfigError(
+                f"ApertusConfig: output_vocab_size is {self.output_vocab_size}, expected at most vocab_size, "
+                f"{self.vocab_size}: what is written must be readable"
+            )
+        if self.tie_word_embeddings and self.output_vocab_size not in (None, self.vocab_size):
+            raise ConfigError(
+                f"ApertusConfig: output_vocab_size is {self.output_vocab_size} and vocab_size {self.vocab_size}, so "
+                "that tie_word_embeddings must be false: the two layers are not of one shape"
+            )
         if self.pad_token_id is not None and self.pad_token_id >= self.vocab_size:
             raise ConfigError(
                 f"ApertusConfig: pad_token_id is {self.pad_token_id}, expected below vocab_size, {self.vocab_size}"
             )
         check_rotary("ApertusConfig", self.rope_parameters, self.head_size)
+
+
+def _text_part(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn the keys of Apertus 1.5 into those of an Apertus that reads its tokens and writes text.
+
+    Raises:
+        ConfigError: the file has no ``text_config``, or one of another model.
+    """
+    if values["model_type"] == COMPOSITE:
+        inner = values.get("text_config")
+        if not isinstance(inner, Mapping) or inner.get("model_type") not in (TEXT_PART, "apertus"):
+            kind = inner.get("model_type") if isinstance(inner, Mapping) else type(inner).__name__
+            raise ConfigError(
+                f"ApertusConfig: model_type is {COMPOSITE!r} (Apertus 1.5), whose language model stands in "
+                f"text_config: got {kind!r} there, expected a model_type of {TEXT_PART!r}"
+            )
+        # What stands outside counts, where anything does: a tied output layer is said there.
+        outer = {name: value for name, value in values.items() if name != "text_config" and value is not None}
+        values = {**inner, **{name: value for name, value in outer.items() if _OTHER_SENSES.fullmatch(name) is None}}
+    heads = values.get("architectures")
+    named = [_HEADS.get(head, head) for head in heads] if isinstance(heads, list) else heads
+    return {**values, "model_type": "apertus", "architectures": named}

@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
 from pinnace.models.config import PreTrainedConfig
-from pinnace.models.registry import ARCHS
+from pinnace.models.registry import ARCHS, MODEL_TYPES
 
 # model_type -> configuration class that a user registered; those of Pinnace's own architectures stand in ARCHS.
 REGISTERED: dict[str, type[PreTrainedConfig]] = {}
@@ -28,7 +28,7 @@ class AutoConfig:
             UsageError: no such ``model_type``; the text names the nearest.
             ConfigError: see the class.
         """
-        return config_class(model_type)(**kwargs)
+        return config_class(model_type)(**{"model_type": model_type, **kwargs})
 
     @overload
     @staticmethod
@@ -104,9 +104,9 @@ def config_class(model_type: str) -> type[PreTrainedConfig]:
     """
     if model_type in REGISTERED:
         return REGISTERED[model_type]
-    if model_type not in ARCHS:
+    if model_type not in MODEL_TYPES:
         raise unknown_word("model_type", str(model_type), known_model_types())
-    return ARCHS[model_type].config_class()
+    return MODEL_TYPES[model_type].config_class()
 
 
 def class_of(values: Mapping[str, Any]) -> type[PreTrainedConfig]:

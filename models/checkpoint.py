@@ -29,6 +29,10 @@ _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _SHOWN: Final = 20
+# End of a weight's name -> the key of config.json that counts its rows, where another key could be meant.
+_COUNTED_BY: Final[Mapping[str, str]] = types.MappingProxyType(
+    {"embed_tokens.weight": "vocab_size", "lm_head.weight": "output_vocab_size"}
+)
 
 
 @dataclass(frozen=True)
@@ -75,13 +79,24 @@ class Resolution:
             rows = [f"{name}: the model needs {list(need)}, got {list(got)}" for name, need, got in self.mismatched]
             raise CheckpointError(
                 f"{source} does not fit {model}: {_counted(len(rows), 'weight')} of another shape\n  {_listed(rows)}\n"
-                "  check that config.json belongs to these weights, num_labels and vocab_size first"
+                "  check that config.json belongs to these weights, num_labels and vocab_size first" + self._counts()
             )
         if self.missing and not init_missing:
             raise CheckpointError(
                 f"{source} lacks {_counted(len(self.missing), 'weight')} of {model}\n  {_listed(self.missing)}\n"
                 "  choose a task that the checkpoint was trained for, or accept fresh random ones with --init-missing"
             )
+
+    def _counts(self) -> str:
+        """What config.json would have to say for weights whose rows it counts."""
+        found = (
+            f"{key} is {got[0]}"
+            for name, need, got in self.mismatched
+            for ending, key in _COUNTED_BY.items()
+            if name.endswith(ending) and need[1:] == got[1:]
+        )
+        said = ", ".join(found)
+        return f"\n  they fit where config.json says: {said}" if said else ""
 
 
 @dataclass(frozen=True)

@@ -68,6 +68,8 @@ XIELU_START: Final[Mapping[str, float]] = types.MappingProxyType(
 )
 APERTUS_NAMES: Final = NameRules(
     base_prefix="model.",
+    # Apertus 1.5 keeps its language model beside two others, for images and sounds, which no model here has.
+    renames=((re.compile(r"^model\.language_model\."), "model."),),
     # Saved by programs that keep the angles' speeds as a buffer; the configuration has them.
     ignored=re.compile(r"(^|\.)rotary_emb\.(original_)?inv_freq$"),
     tied=types.MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"}),

@@ -36,11 +36,12 @@ class Arch:
     """One architecture.
 
     Attributes:
-        name: its ``model_type``.
+        name: its ``model_type``, and its word on the command line.
         config: its configuration class, as ``module:class``.
         heads: class name -> ``module:class``.
         names: how stored names become the model's.
         catalog: task -> checkpoint.
+        other_types: further ``model_type`` words, which its configuration class brings into its own form.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Arch:
     heads: Mapping[str, str]
     names: NameRules
     catalog: Mapping[str, CatalogEntry]
+    other_types: tuple[str, ...] = ()
 
     def config_class(self) -> type[Any]:
         """Import the configuration class; needs no PyTorch."""
@@ -111,9 +113,14 @@ _ROWS: Final = (
                 "text-generation": CatalogEntry("swiss-ai/Apertus-8B-Instruct-2509"),
             }
         ),
+        other_types=("apertus1p5", "apertus1p5_text"),
     ),
 )
 ARCHS: Final[Mapping[str, Arch]] = types.MappingProxyType({row.name: row for row in _ROWS})
+# model_type -> architecture
+MODEL_TYPES: Final[Mapping[str, Arch]] = types.MappingProxyType(
+    {word: row for row in _ROWS for word in (row.name, *row.other_types)}
+)
 
 
 def arch_of(config: Mapping[str, Any]) -> Arch:
@@ -126,11 +133,11 @@ def arch_of(config: Mapping[str, Any]) -> Arch:
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(f"the configuration has no model_type; expected one of: {', '.join(sorted(ARCHS))}")
-    return arch_named(model_type)
+    return MODEL_TYPES[model_type] if model_type in MODEL_TYPES else arch_named(model_type)
 
 
 def arch_named(name: str) -> Arch:
-    """Return the architecture of a ``model_type`` or catalog name.
+    """Return the architecture of a catalog name.
 
     Raises:
         UsageError: it is none of ours.
