@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from pinnace.errors import PinnaceError
-from pinnace.runtime import threads, verdicts
+from pinnace.runtime import cpu, threads, verdicts
 
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -74,18 +74,6 @@ HAZARDS: Final = (
            "pip install 'onnxruntime>=1.23'"),
 )  # fmt: skip
 
-# Processor feature -> what it is good for.
-FEATURES: Final[Mapping[str, str]] = {
-    "avx2": "fp32 and int8 on x86",
-    "avx512f": "wide fp32",
-    "avx_vnni": "int8 without saturation",
-    "avx512_vnni": "int8 without saturation",
-    "amx_int8": "int8 in tiles",
-    "asimd": "fp32 and int8 on ARM",
-    "asimddp": "int8 on ARM",
-    "i8mm": "int8 in tiles on ARM",
-}
-_SAFE_INT8: Final = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 _LITTLE_MEMORY: Final = 1 << 30
 _LITTLE_DISK: Final = 1 << 30
 
@@ -105,39 +93,27 @@ def worst_level(findings: list[Finding]) -> str:
     return next((level for level in (FAIL, WARN) if level in levels), OK)
 
 
-def cpu_facts(cpuinfo: str) -> tuple[str, frozenset[str]]:
-    """Read the processor's name and its features from the text of ``/proc/cpuinfo``."""
-    name = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
-    return (name[1] if name else platform.processor() or platform.machine()), frozenset(
-        flags[1].split() if flags else ()
-    )
-
-
 def _python() -> Iterator[Finding]:
     yield Finding(OK, "system", f"Python {platform.python_version()}, {platform.system()} {platform.machine()}")
 
 
 def _processor() -> Iterator[Finding]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        text = ""
-    yield from processor_findings(*cpu_facts(text))
+    yield from processor_findings(cpu.read_cpu())
 
 
-def processor_findings(name: str, flags: frozenset[str]) -> Iterator[Finding]:
-    """Judge a processor by its name and features."""
-    useful = [feature for feature in FEATURES if feature in flags]
-    yield Finding(OK, "processor", f"{name} ({', '.join(useful) or 'features unknown'})")
-    if flags and not flags & _SAFE_INT8:
+def processor_findings(processor: cpu.Cpu) -> Iterator[Finding]:
+    """Judge a processor by its features."""
+    yield Finding(OK, "processor", f"{processor.name} ({', '.join(processor.features) or 'features unknown'})")
+    if not processor.known:
+        return
+    if processor.int8_dot() != "exact":
         yield Finding(
             WARN,
             "int8",
             "no integer dot product (VNNI) here: full-range int8 weights saturate and answer wrongly",
             "use int8 variants with reduced range, which is what pinnace quantize writes by default",
         )
-    if flags and platform.machine() in ("x86_64", "AMD64") and "avx2" not in flags:
+    if processor.machine in ("x86_64", "AMD64") and "avx2" not in processor.features:
         yield Finding(WARN, "processor", "no AVX2: everything runs several times slower", "use a newer machine type")
 
 

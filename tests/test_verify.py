@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from pinnace.errors import BundleError, UsageError
-from pinnace.runtime import doctor, ort, threads
+from pinnace.runtime import cpu, doctor, ort, threads
 from pinnace.runtime.golden import MAX_BYTES, read_golden
 from pinnace.runtime.inspect_bundle import describe, render
 from pinnace.runtime.verify import VerifyReport, certificate_summary, verify_bundle
@@ -257,13 +257,14 @@ MILAN = "processor\t: 0\nmodel name\t: AMD EPYC 7763\nflags\t\t: fpu avx avx2 fm
 
 def test_the_doctor_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("platform.machine", lambda: "x86_64")
-    name, flags = doctor.cpu_facts(MILAN)
-    assert (name, "avx2" in flags) == ("AMD EPYC 7763", True)
-    assert [f.subject for f in doctor.processor_findings(name, flags) if f.level == doctor.WARN] == ["int8"]
-    flags |= {"avx512_vnni"}
-    assert [f.level for f in doctor.processor_findings(name, flags)] == [doctor.OK]
-    old = [f.text for f in doctor.processor_findings("old", frozenset({"sse2"}))]
+    milan = cpu.from_cpuinfo(MILAN)
+    assert [f.subject for f in doctor.processor_findings(milan) if f.level == doctor.WARN] == ["int8"]
+    exact = cpu.from_cpuinfo(MILAN.replace("fma", "fma avx512_vnni"))
+    assert [f.level for f in doctor.processor_findings(exact)] == [doctor.OK]
+    old = [f.text for f in doctor.processor_findings(cpu.from_cpuinfo("flags : sse2\n"))]
     assert any("no AVX2" in text for text in old)
+    (unknown,) = doctor.processor_findings(cpu.from_cpuinfo(""))
+    assert unknown.level == doctor.OK and "features unknown" in unknown.text
 
 
 @pytest.mark.parametrize(
