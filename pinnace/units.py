@@ -36,14 +36,14 @@ def scale_for(value: float, unit: str) -> Scale:
 
 
 def digits(value: float, figures: int = 3) -> str:
-    """A number with so many significant figures, whole thousands grouped: ``12.3``, ``1,230``, ``0.00123``."""
+    """A number with so many significant figures, and never less than whole: ``12.3``, ``1,234``, ``0.00123``."""
     if value == 0 or not math.isfinite(value):
         return "0" if value == 0 else str(value)
-    places = figures - 1 - math.floor(math.log10(abs(value)))
+    places = max(0, figures - 1 - math.floor(math.log10(abs(value))))
     rounded = round(value, places)
     if rounded and math.floor(math.log10(abs(rounded))) > math.floor(math.log10(abs(value))):
-        places -= 1  # 9.999 has become 10.0
-    return f"{rounded:,.{max(0, places)}f}"
+        places = max(0, places - 1)  # 9.999 has become 10.0
+    return f"{rounded:,.{places}f}"
 
 
 def in_unit(value: float, unit: str, figures: int = 3) -> str:
