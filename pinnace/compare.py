@@ -10,6 +10,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pinnace.errors import UsageError, unknown_word
+
 Array = npt.NDArray[Any]
 
 
@@ -93,3 +95,126 @@ def difference(got: Array, want: Array, tie: float = 1e-6) -> Difference:
     best = b.max(-1)
     kept = np.take_along_axis(b, a.argmax(-1)[..., None], -1)[..., 0] >= best - tie * np.maximum(1, np.abs(best))
     return Difference(float(gap.max()), float(np.abs(b).max()), float(cosine.min()), int(kept.size), int(kept.sum()))
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """How well a variant does its task on examples.
+
+    Attributes:
+        task: the task's full name.
+        precision: the variant.
+        metric: the main metric, a key of `TASK_GATES`.
+        value: the variant's figure; NaN where a run gave NaN or infinity.
+        reference: fp32's figure: what it reaches on labels, or what full agreement with itself is.
+        examples: how many examples it was measured on.
+        labelled: whether against labels; if not, against fp32's own answers.
+        details: further figures by name.
+        worst: places of the examples that lost most, worst first; none that lost nothing.
+    """
+
+    task: str
+    precision: str
+    metric: str
+    value: float
+    reference: float
+    examples: int
+    labelled: bool
+    details: Mapping[str, float] = dataclasses.field(default_factory=dict)
+    worst: tuple[int, ...] = ()
+
+    def figure(self, name: str) -> float:
+        """The main metric or a detail by its name.
+
+        Raises:
+            KeyError: it was not measured.
+        """
+        return self.value if name == self.metric else self.details[name]
+
+
+@dataclasses.dataclass(frozen=True)
+class Bound:
+    """What one figure of an evaluation must reach.
+
+    Attributes:
+        figure: the main metric or a detail.
+        least: smallest value that passes.
+        most: largest value that passes.
+        relative: ``least`` is a share of fp32's figure.
+        drop: this bound is the one that a user's largest drop replaces.
+    """
+
+    figure: str
+    least: float = -np.inf
+    most: float = np.inf
+    relative: bool = False
+    drop: bool = False
+
+
+def _share(metric: str, least: float) -> tuple[Bound, ...]:
+    return (Bound(metric, least=least, relative=True, drop=True),)
+
+
+def _vectors(overlap: float, cosine: float) -> tuple[Bound, ...]:
+    return (Bound("neighbour_overlap", least=overlap, drop=True), Bound("mean_cosine", least=cosine))
+
+
+def _tokens(divergence: float, top1: float) -> tuple[Bound, ...]:
+    return (Bound("kl", most=divergence), Bound("top1", least=top1, drop=True))
+
+
+_RATES: Final = ("f1", "entity_f1", "accuracy", "label_f1", "correlation", "reciprocal_rank")
+_INT_VECTORS: Final = _vectors(0.955, 0.9975)
+# Precision and main metric -> what must hold, all of it. A rate is a share of what fp32 reaches.
+TASK_GATES: Final[Mapping[tuple[str, str], tuple[Bound, ...]]] = types.MappingProxyType(
+    {
+        **{("fp16", rate): _share(rate, 0.995) for rate in _RATES},
+        **{(precision, rate): _share(rate, 0.99) for rate in _RATES for precision in ("int8", "int4")},
+        ("fp16", "neighbour_overlap"): _vectors(0.995, 0.999),
+        ("int8", "neighbour_overlap"): _INT_VECTORS,
+        ("int4", "neighbour_overlap"): _INT_VECTORS,
+        ("fp16", "kl"): _tokens(0.01, 0.995),
+        ("int8", "kl"): _tokens(0.01, 0.97),
+        ("int4", "kl"): _tokens(0.05, 0.92),
+    }
+)
+
+
+def task_gate(precision: str, metric: str, max_drop: float | None = None) -> tuple[Bound, ...]:
+    """Return what a variant must reach.
+
+    Args:
+        precision: ``"fp16"``, ``"int8"`` or ``"int4"``.
+        metric: the main metric of the task.
+        max_drop: the user's own largest drop, 0.01 for 1 %, in place of the gate's: of the task's rate as a share of
+            fp32's, of the neighbours kept, of the likeliest tokens kept.
+
+    Raises:
+        UsageError: a drop outside 0 to 1, or no gate for these words.
+    """
+    if max_drop is not None and not 0 <= max_drop <= 1:
+        raise UsageError(f"the largest drop is {max_drop!r}; expected 0 to 1, 0.01 for one per cent")
+    if (precision, metric) not in TASK_GATES:
+        raise unknown_word("gate", f"{precision} {metric}", [" ".join(key) for key in TASK_GATES])
+    gate = TASK_GATES[precision, metric]
+    if max_drop is None:
+        return gate
+    return tuple(dataclasses.replace(bound, least=1 - max_drop) if bound.drop else bound for bound in gate)
+
+
+def miss(evaluation: Evaluation, gate: tuple[Bound, ...]) -> str:
+    """What a gate holds against an evaluation, in words; empty where it passes."""
+    if not np.isfinite(evaluation.value):
+        return "NaN or infinity in the result"
+    missed = []
+    for bound in gate:
+        got = evaluation.figure(bound.figure)
+        least = bound.least * (evaluation.reference if bound.relative else 1.0)
+        name = bound.figure.replace("_", " ")
+        of = f" ({bound.least:.1%} of fp32's {evaluation.reference:.4f})" if bound.relative else ""
+        # Written so that NaN, which no comparison holds for, is a miss. A sum's last bits are no loss.
+        if not got >= least - 1e-12:
+            missed.append(f"{name} {got:.4f}, needed at least {least:.4f}{of}")
+        if not got <= bound.most:
+            missed.append(f"{name} {got:.4f}, allowed at most {bound.most:g}")
+    return "; ".join(missed)
