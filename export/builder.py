@@ -36,7 +36,7 @@ from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing
 from pinnace.quantize.fp16 import to_fp16
-from pinnace.spec import CERTIFICATE_NAME, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
+from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
 # Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
 ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyType(
@@ -51,13 +51,8 @@ DEFAULT_OPSET: Final = 23
 OPSETS: Final = range(18, 25)
 # Precision -> the variants that a request for it writes; fp32 comes first, the others are measured against it.
 WRITTEN: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"fp32": ("fp32",), "fp16": ("fp32", "fp16")})
-# Layout -> folder of the graphs, and precision -> graph file.
-LAYOUTS: Final[Mapping[str, tuple[str, Mapping[str, str]]]] = types.MappingProxyType(
-    {
-        "flat": ("", types.MappingProxyType({"fp32": "model.onnx", "fp16": "model_fp16.onnx"})),
-        "hub": ("onnx", types.MappingProxyType({"fp32": "model.onnx", "fp16": "model_fp16.onnx"})),
-    }
-)
+# Layout -> folder of the graphs.
+FOLDERS: Final[Mapping[str, str]] = types.MappingProxyType({"flat": "", "hub": "onnx"})
 INIT_FILE: Final = "model-init.safetensors"
 Progress = Callable[[str], None]
 
@@ -146,7 +141,7 @@ def _check_words(*, precision: str, target: str, layout: str) -> None:
     for kind, got, known in (
         ("precision", precision, WRITTEN),
         ("target", target, TARGETS),
-        ("layout", layout, LAYOUTS),
+        ("layout", layout, FOLDERS),
     ):
         if got not in known:
             raise unknown_word(kind, got, known)
@@ -164,7 +159,7 @@ class _Build:
     ) -> None:
         self.origin, self.options, self.target, self.opset, self.say = origin, options, target, opset, say
         self.scratch = scratch
-        self.graph_folder, self.graph_names = scratch / LAYOUTS[layout][0], LAYOUTS[layout][1]
+        self.graph_folder, self.graph_names = scratch / FOLDERS[layout], GRAPH_NAMES[layout]
         self.graph_folder.mkdir(exist_ok=True)
         self.config = origin.config
         self.limits = limits_of(self.config)

@@ -21,6 +21,17 @@ GOLDEN_NAME: Final = "golden.npz"
 MANIFEST_FORMAT: Final = 1
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 TARGETS: Final = ("ort", "onnx")
+# Layout -> precision -> name of the graph's file; the hub's names are those of transformers.js.
+GRAPH_NAMES: Final[Mapping[str, Mapping[str, str]]] = types.MappingProxyType(
+    {
+        "flat": types.MappingProxyType(
+            {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_int8.onnx", "int4": "model_q4.onnx"}
+        ),
+        "hub": types.MappingProxyType(
+            {"fp32": "model.onnx", "fp16": "model_fp16.onnx", "int8": "model_quantized.onnx", "int4": "model_q4.onnx"}
+        ),
+    }
+)
 
 # Task -> the other words that name it. The one list of task names: exporting and serving tables use these keys.
 TASK_ALIASES: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
@@ -101,7 +112,16 @@ class Pooling:
 class Variant:
     """One precision of a bundle: its graph, the files that the graph reads, and how it was lowered.
 
-    ``islands`` names the nodes that an fp16 graph computes in fp32.
+    Attributes:
+        target: key of `TARGETS`.
+        opset: of the standard operators.
+        graph: its file.
+        weights: files that hold its weights.
+        islands: nodes that an fp16 graph computes in fp32.
+        degraded: it missed its gate, and was wanted all the same.
+        scheme: how it was quantized; empty where it was not.
+        needs: what a processor must have to run it rightly, such as ``exact-int8-dot``.
+        made_on: instruction set and features of the processor on which it was quantized and judged.
     """
 
     target: str
@@ -110,6 +130,9 @@ class Variant:
     weights: tuple[str, ...]
     islands: tuple[str, ...] = ()
     degraded: bool = False
+    scheme: str = ""
+    needs: tuple[str, ...] = ()
+    made_on: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

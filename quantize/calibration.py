@@ -1,0 +1,164 @@
+"""Observe what the projections of a graph read: ranges by channel, means, and a sample of rows.
+
+The fp32 graph is run on calibration data with the groups' activations as further outputs. Padding is left out: what
+stands there is read by nobody and would stretch the ranges.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pinnace.errors import InputError
+from pinnace.quantize.gptq import Hessian
+from pinnace.runtime.ort import plain_session
+
+Array = npt.NDArray[Any]
+SAMPLE_ROWS: Final = 2048
+RUN_BYTES: Final = 256 << 20  # most bytes of observed activations that one run may give
+
+
+@dataclasses.dataclass
+class Activations:
+    """What one group of projections reads, over all calibration data.
+
+    Attributes:
+        low: smallest number of each channel, float32 ``(K,)``.
+        high: largest number of each channel.
+        mean: mean of each channel, float64 ``(K,)``.
+        count: rows seen.
+        sample: some of them, spread over the data, float32 ``(rows, K)``.
+        hessian: of all of them, where it was asked for.
+    """
+
+    low: Array
+    high: Array
+    mean: Array
+    count: int
+    sample: Array
+    hessian: Hessian | None = None
+
+    @property
+    def peak(self) -> Array:
+        """Largest magnitude of each channel, ``(K,)``."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+
+class _Observer:
+    """Gathers one group's rows as they come."""
+
+    def __init__(self, quota: int, hessian: Hessian | None) -> None:
+        self._quota = quota
+        self._hessian = hessian
+        self._kept: list[Array] = []
+        self._low: Array | None = None
+        self._high: Array | None = None
+        self._sum: Array | None = None
+        self._count = 0
+
+    def see(self, rows: Array) -> None:
+        """Take rows ``(n, K)``."""
+        if not len(rows):
+            return
+        low, high, total = rows.min(0), rows.max(0), rows.sum(0, dtype=np.float64)
+        self._low = low if self._low is None else np.minimum(self._low, low)
+        self._high = high if self._high is None else np.maximum(self._high, high)
+        self._sum = total if self._sum is None else self._sum + total
+        # Evenly spaced rows of every run: the sample knows the beginnings and the ends of texts.
+        places = np.unique(np.linspace(0, len(rows) - 1, min(self._quota, len(rows))).astype(int))
+        self._kept.append(rows[places])
+        self._count += len(rows)
+        if self._hessian is not None:
+            self._hessian.add(rows)
+
+    def result(self, name: str) -> Activations:
+        if self._low is None or self._high is None or self._sum is None:
+            raise InputError(f"the calibration data never reaches {name}; give more or longer texts")
+        sample = np.concatenate(self._kept)
+        mean = self._sum / self._count
+        return Activations(self._low, self._high, mean, self._count, sample[:SAMPLE_ROWS], self._hessian)
+
+
+def observe(
+    model: ir.Model,
+    folder: Path,
+    values: Mapping[str, ir.Value],
+    feeds: Sequence[Mapping[str, Array]],
+    *,
+    hessians: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Activations]:
+    """Run a graph and observe some of its values.
+
+    Args:
+        model: a bound graph; left as it was.
+        folder: where the graph's weights lie; a probe is written there for a moment.
+        values: name for the result -> value of ``model``, float32 ``(..., K)``.
+        feeds: inputs of the graph, one mapping for each run.
+        hessians: gather the Hessian of each value too, ``4 * K * K`` bytes.
+        progress: called with the runs done and all runs.
+
+    Raises:
+        InputError: no data, or a value that the data never reaches.
+    """
+    if not feeds:
+        raise InputError("there is no calibration data; give at least one text")
+    quota = max(1, -(-SAMPLE_ROWS // len(feeds)))
+    observers = {name: _Observer(quota, Hessian(_width(value)) if hessians else None) for name, value in values.items()}
+    names = {name: str(value.name) for name, value in values.items()}
+    given = [value for value in values.values() if not value.is_graph_output()]
+    path = folder / "observe.onnx"
+    outputs = model.graph.outputs
+    kept = len(outputs)
+    try:
+        outputs.extend(dict.fromkeys(given))  # a dict keeps each once, in order
+        ir.save(model, path)
+        session = plain_session(path)
+    finally:
+        del outputs[kept:]
+        path.unlink(missing_ok=True)
+    for done, feed in enumerate(feeds):
+        for part in _parts(values, names, feed):
+            results = session.run([names[name] for name in part], dict(feed))
+            for name, array in zip(part, results, strict=True):
+                observers[name].see(_real_rows(array, feed))
+        if progress is not None:
+            progress(done + 1, len(feeds))
+    return {name: observer.result(name) for name, observer in observers.items()}
+
+
+def _parts(values: Mapping[str, ir.Value], names: Mapping[str, str], feed: Mapping[str, Array]) -> Iterable[list[str]]:
+    """Names in groups whose activations together stay within `RUN_BYTES`."""
+    tokens = int(feed["input_ids"].size)
+    part: list[str] = []
+    size = 0
+    for name in names:
+        width = _width(values[name])
+        if part and size + 4 * tokens * width > RUN_BYTES:
+            yield part
+            part, size = [], 0
+        part.append(name)
+        size += 4 * tokens * width
+    yield part
+
+
+def _width(value: ir.Value) -> int:
+    shape = value.shape
+    assert shape is not None and isinstance(shape[-1], int)  # widths are fixed by the configuration
+    return int(shape[-1])
+
+
+def _real_rows(array: Array, feed: Mapping[str, Array]) -> Array:
+    """Rows ``(n, K)`` of an activation without those of padding."""
+    mask = feed.get("attention_mask")
+    if mask is not None and array.ndim == 3:
+        own = mask[:, mask.shape[1] - array.shape[1] :] if mask.ndim == 2 else mask
+        if own.shape == array.shape[:2]:
+            return array[own > 0]
+    return array.reshape(-1, array.shape[-1])

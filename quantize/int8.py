@@ -1,0 +1,115 @@
+"""int8 with integer arithmetic: eight-bit activations times eight-bit weights, a row's result its own whatever the batch.
+
+Activations are unsigned with a fixed scale, or symmetric with one scale for each token; both leave a row independent of
+its batch mates, unlike the one scale for a whole tensor of ONNX's DynamicQuantizeLinear. Signed activations would need
+no zero point, but ONNX Runtime multiplies them at a fifth of fp32's speed (1.32, AVX-512 with VNNI).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pinnace.quantize.emit import Emitter
+from pinnace.quantize.projections import FUSED, Group, Projection
+from pinnace.quantize.ranges import Array, Range
+from pinnace.quantize.rounding import channel_codes
+from pinnace.quantize.tensors import TensorPlan, read_weight
+
+MIDDLE: Final = 128  # the unsigned code of zero where the range is symmetric
+TOKEN_CODES: Final = 127
+TINY: Final = 1e-12  # a row of zeros has this scale, so that nothing is divided by zero
+
+
+def quantize_group(
+    emit: Emitter, plan: TensorPlan, group: Group, how: Range, *, reduced: bool, corrections: Mapping[str, Array]
+) -> None:
+    """Replace a group's projections by integer products.
+
+    Args:
+        emit: makes nodes before the group's first one.
+        plan: takes the quantized weights.
+        group: projections that read the same activations.
+        how: their range.
+        reduced: weights of seven bits, whose sums cannot overflow where the processor adds pairs in sixteen bits.
+        corrections: projection -> what is added to its bias, float32 ``(N,)``.
+    """
+    x = group.activations
+    if how.smooth is not None:
+        x = emit.smooth(plan, group, how.smooth)
+    if how.per_token:
+        codes, row_scale = _token_codes(emit, plan, x, group.inputs)
+        scale, zero = plan.constant("constant_float32_0d_1", np.float32(1)), _byte(plan, MIDDLE)
+    else:
+        row_scale = None
+        scale = plan.constant(f"{group.name}_activation_scale", np.float32(how.scale))
+        zero = _byte(plan, how.zero)
+        codes = emit.op("QuantizeLinear", x, scale, zero)
+    for projection in group.members:
+        weight, steps = plan_weight(plan, projection, how.smooth, reduced)
+        bias = plan_bias(plan, projection, corrections.get(projection.name))
+        early = None if how.per_token else bias
+        inputs = (codes, weight, scale, steps, zero, None, early)
+        y = emit.op("MatMulIntegerToFloat", *inputs, domain=FUSED)
+        if row_scale is not None:
+            y = emit.op("Mul", y, row_scale)
+            y = y if bias is None else emit.op("Add", y, bias)
+        emit.replace(projection.result, y)
+
+
+def plan_weight(plan: TensorPlan, projection: Projection, smooth: Array | None, reduced: bool) -> list[ir.Value]:
+    """Plan the codes int8 ``(K, N)`` and steps float32 ``(N,)`` of a weight."""
+    name = projection.name
+    K, N = projection.inputs, projection.outputs
+
+    def make() -> dict[str, Array]:
+        codes, steps = channel_codes(smoothed(projection, smooth), reduced=reduced)
+        return {f"{name}_quantized": codes.T, f"{name}_scale": steps}
+
+    entries = {f"{name}_quantized": (ir.DataType.INT8, (K, N)), f"{name}_scale": (ir.DataType.FLOAT, (N,))}
+    return plan.add(entries, make)
+
+
+def plan_bias(plan: TensorPlan, projection: Projection, correction: Array | None) -> ir.Value | None:
+    """The projection's bias, corrected where asked; None where it has none and needs none."""
+    if correction is None:
+        return projection.bias
+    bias = 0 if projection.bias is None else read_weight(projection.bias)
+    return plan.constant(f"{projection.name}_bias", np.asarray(bias + correction, np.float32))
+
+
+def smoothed(projection: Projection, smooth: Array | None) -> Array:
+    """A projection's weight as float32 ``(N, K)``, its columns multiplied by what the activations are divided by."""
+    weight = stored_weight(projection)
+    return weight if smooth is None else weight * smooth
+
+
+def stored_weight(projection: Projection) -> Array:
+    """A projection's weight as float32 ``(N, K)``."""
+    weight = read_weight(projection.weight)
+    return weight if projection.transposed else np.ascontiguousarray(weight.T)
+
+
+def _byte(plan: TensorPlan, code: int) -> ir.Value:
+    return plan.constant(f"constant_uint8_0d_{code}", np.uint8(code))
+
+
+def _token_codes(emit: Emitter, plan: TensorPlan, x: ir.Value, width: int) -> tuple[ir.Value, ir.Value]:
+    """Codes of the activations ``(..., K)`` and the step of each row ``(..., 1)``.
+
+    Two reductions and one quantization by row: 0.55 ns a number where dividing the rows first takes 1.2.
+    """
+    axis = plan.constant("constant_int64_1d_m1", np.array([-1], np.int64))
+    highest = emit.op("ReduceMax", x, axis, keepdims=1)
+    lowest = emit.op("ReduceMin", x, axis, keepdims=1)
+    tiny = plan.constant("constant_float32_0d_tiny", np.float32(TINY))
+    peak = emit.op("Max", highest, emit.op("Neg", lowest), tiny)
+    step = emit.op("Mul", peak, plan.constant("constant_float32_0d_step", np.float32(1 / TOKEN_CODES)))  # (..., 1)
+    flat_step = emit.op("Reshape", step, axis)  # (rows,)
+    rows = emit.op("Reshape", x, plan.constant(f"constant_int64_1d_m1_{width}", np.array([-1, width], np.int64)))
+    zeros = emit.op("Expand", _byte(plan, MIDDLE), emit.op("Shape", flat_step))
+    codes = emit.op("QuantizeLinear", rows, flat_step, zeros, axis=0)
+    return emit.op("Reshape", codes, emit.op("Shape", x)), step

@@ -1,0 +1,80 @@
+"""What calibration found, and what follows from it: ranges, bias corrections and Hessians, each worked out once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import numpy as np
+
+from pinnace.quantize.calibration import Activations
+from pinnace.quantize.gptq import Hessian
+from pinnace.quantize.int8 import stored_weight
+from pinnace.quantize.projections import Group
+from pinnace.quantize.ranges import (
+    Array,
+    Range,
+    choose_range,
+    joined,
+    plain_tokens,
+    rounded_fixed,
+    rounded_tokens,
+    rounded_weight,
+)
+from pinnace.quantize.rounding import FULL_LIMIT, REDUCED_LIMIT
+
+LEAST_ROWS: int = 256  # fewer rows say little of a mean
+
+
+@dataclasses.dataclass
+class Observed:
+    """Activations by group; empty where nothing was calibrated."""
+
+    activations: Mapping[str, Activations]
+
+    def __post_init__(self) -> None:
+        self._ranges: dict[tuple[str, bool, bool, bool], Range] = {}
+
+    def range_of(self, group: Group, *, per_token: bool, reduced: bool, smoothing: bool) -> Range:
+        """How a group's activations are quantized; without calibration, one scale for each token and no smoothing."""
+        key = (group.name, per_token, reduced, smoothing)
+        if key not in self._ranges:
+            seen = self.activations.get(group.name)
+            if seen is None:
+                assert per_token and not smoothing  # recipes that need calibration say so
+                self._ranges[key] = plain_tokens()
+            else:
+                weight = joined([stored_weight(member) for member in group.members])
+                largest = REDUCED_LIMIT if reduced else FULL_LIMIT
+                self._ranges[key] = choose_range(
+                    seen, weight, per_token=per_token, largest=largest, smoothing=smoothing
+                )
+        return self._ranges[key]
+
+    def corrections(self, group: Group, how: Range, *, reduced: bool) -> dict[str, Array]:
+        """Projection -> what its bias needs so that the mean of the product over the sample is fp32's.
+
+        A fixed scale cuts off rare large numbers, always the same way; that is what this gives back. Projections
+        without a bias are left without one where the scale is the token's own.
+        """
+        seen = self.activations.get(group.name)
+        if seen is None or len(seen.sample) < LEAST_ROWS:
+            return {}
+        largest = REDUCED_LIMIT if reduced else FULL_LIMIT
+        x = seen.sample if how.smooth is None else seen.sample / how.smooth
+        codes = rounded_tokens(x) if how.per_token else rounded_fixed(x, how.scale, how.zero)
+        before, after = seen.sample.mean(0, dtype=np.float64), codes.mean(0, dtype=np.float64)
+        found = {}
+        for member in group.members:
+            if member.bias is None and how.per_token:
+                continue
+            weight = stored_weight(member)
+            rounded = rounded_weight(weight if how.smooth is None else weight * how.smooth, largest)
+            found[member.name] = np.asarray(weight @ before - rounded @ after, np.float32)
+        return found
+
+    def hessian_of(self, group: Group) -> Hessian:
+        """The group's Hessian, from the whole of the calibration data."""
+        hessian = self.activations[group.name].hessian
+        assert hessian is not None  # asked for when the graph was observed
+        return hessian

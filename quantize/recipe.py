@@ -1,0 +1,174 @@
+"""A recipe: what becomes of every projection and table of a graph. It is data: the certificate records it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import types
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from pinnace.errors import UsageError
+from pinnace.quantize.emit import Emitter, sweep
+from pinnace.quantize.int8 import quantize_group
+from pinnace.quantize.observed import Observed
+from pinnace.quantize.projections import Group, Projection, find_groups, find_tables
+from pinnace.quantize.rounders import rounding_for
+from pinnace.quantize.tables import quantize_blocks, quantize_rows, split_embedding
+from pinnace.quantize.tensors import TensorPlan
+from pinnace.quantize.weight_only import quantize_projection
+
+KEEP: Final = "keep"
+# Way of a projection -> what it means, as reports say it.
+WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "fixed": "int8 products, fixed activation scale",
+        "token": "int8 products, one activation scale a token",
+        "blocks8": "8-bit weights in blocks",
+        "blocks4": "4-bit weights in blocks",
+        KEEP: "as it is",
+    }
+)
+# Way of an embedding table -> what it means.
+TABLE_WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "rows8": "8 bits, one scale a row",
+        "blocks8": "8 bits in blocks",
+        "blocks4": "4 bits in blocks",
+        KEEP: "as it is",
+    }
+)
+ROUNDINGS: Final = ("nearest", "half-quadratic", "compensated")
+_BITS: Final[Mapping[str, int]] = types.MappingProxyType({"blocks8": 8, "blocks4": 4})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What becomes of every group of projections and of every table.
+
+    Attributes:
+        groups: group -> key of `WAYS`.
+        tables: table -> key of `TABLE_WAYS`.
+        reduced: integer products use weights of seven bits, right on every processor.
+        block: inputs that share a scale, where weights are in blocks.
+        zeros: whether blocks have zero points.
+        rounding: one of `ROUNDINGS`, for weights in blocks.
+        smoothing: whether activations of integer products may be smoothed.
+    """
+
+    groups: Mapping[str, str]
+    tables: Mapping[str, str]
+    reduced: bool = True
+    block: int = 32
+    zeros: bool = False
+    rounding: str = "nearest"
+    smoothing: bool = True
+
+    def __post_init__(self) -> None:
+        assert set(self.groups.values()) <= WAYS.keys()
+        assert set(self.tables.values()) <= TABLE_WAYS.keys()
+        assert self.rounding in ROUNDINGS
+
+    def changed(self, names: Collection[str], way: str) -> Recipe:
+        """The recipe with another way for some groups."""
+        return dataclasses.replace(self, groups={n: way if n in names else old for n, old in self.groups.items()})
+
+    @property
+    def calibrated(self) -> frozenset[str]:
+        """Groups whose activations must have been observed."""
+        ways = {"fixed", "token"} if self.smoothing else {"fixed"}
+        if self.rounding == "compensated":
+            ways |= _BITS.keys()
+        return frozenset(name for name, way in self.groups.items() if way in ways)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data, for the certificate."""
+        return {**dataclasses.asdict(self), "groups": dict(self.groups), "tables": dict(self.tables)}
+
+
+def selected(names: Collection[str], keep: Collection[str], only: Collection[str]) -> frozenset[str]:
+    """Names that the user's patterns leave to be quantized.
+
+    Args:
+        names: of groups or tables.
+        keep: shell patterns of what stays as it is.
+        only: shell patterns of what alone may change; empty for all.
+
+    Raises:
+        UsageError: a pattern that fits nothing.
+    """
+    for pattern in (*keep, *only):
+        if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
+            shown = ", ".join(sorted(names)[:6])
+            raise UsageError(f"the pattern {pattern!r} fits no weight; there are {len(names)}, such as {shown}")
+    return frozenset(
+        name for name in names
+        if (not only or any(fnmatch.fnmatchcase(name, p) for p in only))
+        and not any(fnmatch.fnmatchcase(name, p) for p in keep)
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Applied:
+    """A quantized graph with its tensors planned, and what was decided on the way, group by group."""
+
+    model: ir.Model
+    plan: TensorPlan
+    decisions: dict[str, dict[str, Any]]
+
+
+def load_graph(path: Path) -> ir.Model:
+    """Open a bundle's fp32 graph in the form that recipes are applied to."""
+    model = ir.load(path)
+    split_embedding(model)
+    sweep(model)
+    return model
+
+
+def apply(model: ir.Model, recipe: Recipe, observed: Observed) -> Applied:
+    """Rewrite a graph by a recipe, in place.
+
+    Args:
+        model: from `load_graph`.
+        recipe: its names are those of the graph's groups and tables.
+        observed: activations of the groups in ``recipe.calibrated``.
+    """
+    plan = TensorPlan(model.graph)
+    decisions: dict[str, dict[str, Any]] = {}
+    for group in find_groups(model.graph):
+        decisions[group.name] = _apply_group(model.graph, plan, group, recipe, observed)
+    for table in find_tables(model.graph):
+        way = recipe.tables.get(table.name, KEEP)
+        emit = Emitter(model.graph, table.node)
+        if way == "rows8":
+            quantize_rows(emit, plan, table)
+        elif way != KEEP:
+            rounding = rounding_for(recipe, _BITS[way], None)
+            quantize_blocks(emit, plan, table, _BITS[way], recipe.block, rounding)
+    sweep(model)
+    return Applied(model, plan, decisions)
+
+
+def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe, observed: Observed) -> dict[str, Any]:
+    way = recipe.groups.get(group.name, KEEP)
+    facts: dict[str, Any] = {"way": way, "weights": [member.name for member in group.members]}
+    emit = Emitter(graph, group.members[0].node)
+    if way in ("fixed", "token"):
+        how = observed.range_of(group, per_token=way == "token", reduced=recipe.reduced, smoothing=recipe.smoothing)
+        corrections = observed.corrections(group, how, reduced=recipe.reduced)
+        quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections)
+        facts |= {"smoothing": how.strength, "error": float(f"{how.error:.3g}")}
+    elif way != KEEP:
+        for member in group.members:
+            _apply_blocks(emit, plan, group, member, recipe, _BITS[way], observed)
+    return facts
+
+
+def _apply_blocks(
+    emit: Emitter, plan: TensorPlan, group: Group, member: Projection, recipe: Recipe, bits: int, observed: Observed
+) -> None:
+    rounding = rounding_for(recipe, bits, observed.hessian_of(group) if recipe.rounding == "compensated" else None)
+    quantize_projection(emit, plan, member, bits=bits, block=recipe.block, zeros=recipe.zeros, rounding=rounding)

@@ -1,0 +1,91 @@
+"""Embedding tables in eight or four bits: rows are gathered as codes and become numbers again one batch at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pinnace.quantize.emit import Emitter
+from pinnace.quantize.packing import gather_operands, row_operands
+from pinnace.quantize.projections import FUSED, Table
+from pinnace.quantize.rounders import Rounding
+from pinnace.quantize.rounding import channel_codes
+from pinnace.quantize.tensors import Array, TensorPlan, read_weight
+
+EMBED: Final = "EmbedLayerNormalization"
+_INPUTS: Final = 9  # of EmbedLayerNormalization
+
+
+def split_embedding(model: ir.Model) -> None:
+    """Take EmbedLayerNormalization apart, in place, so that its largest table can be gathered as codes.
+
+    The operator has a quantized form, QEmbedLayerNormalization, with one scale for a whole table; a scale for each row
+    loses far less.
+    """
+    graph = model.graph
+    plan = TensorPlan(graph)
+    for node in [node for node in graph if node.op_type == EMBED and node.domain == FUSED]:
+        given = [*node.inputs, *[None] * (_INPUTS - len(node.inputs))]
+        ids, segments, words, places, kinds, weight, bias, _mask, position_ids = given
+        emit = Emitter(graph, node)
+        parts = [emit.op("Gather", words, ids)]
+        if position_ids is not None:
+            parts.append(emit.op("Gather", places, position_ids))
+        else:
+            zero, one = (plan.constant(f"constant_int64_1d_{i}", np.array([i], np.int64)) for i in (0, 1))
+            parts.append(emit.op("Slice", places, zero, emit.op("Shape", ids, start=1, end=2), zero, one))
+        if segments is not None:
+            parts.append(emit.op("Gather", kinds, segments))
+        epsilon = node.attributes.get_float("epsilon", 1e-12)
+        normed = emit.op("LayerNormalization", emit.op("Sum", *parts), weight, bias, axis=-1, epsilon=epsilon)
+        emit.replace(node.outputs[0], normed)
+
+
+def quantize_rows(emit: Emitter, plan: TensorPlan, table: Table) -> None:
+    """Eight bits, one scale for each row; standard operators."""
+    rows, width = _shape(table)
+    name = table.name
+
+    def make() -> Mapping[str, Array]:
+        codes, scales = row_operands(*channel_codes(read_weight(table.weight), reduced=False))
+        return {f"{name}_rows": codes, f"{name}_row_scale": scales}
+
+    entries = {
+        f"{name}_rows": (ir.DataType.INT8, (rows, width)),
+        f"{name}_row_scale": (ir.DataType.FLOAT, (rows, 1)),
+    }
+    codes, scales = plan.add(entries, make)
+    ids = table.node.inputs[1]
+    numbers = emit.op("Cast", emit.op("Gather", codes, ids), to=ir.DataType.FLOAT)
+    emit.replace(table.node.outputs[0], emit.op("Mul", numbers, emit.op("Gather", scales, ids)))
+
+
+def quantize_blocks(emit: Emitter, plan: TensorPlan, table: Table, bits: int, block: int, rounding: Rounding) -> None:
+    """Four or eight bits, one scale for each block of a row; ONNX Runtime's GatherBlockQuantized."""
+    rows, width = _shape(table)
+    name = f"{table.name}_blocks"
+    blocks = -(-width // block)
+
+    def make() -> Mapping[str, Array]:
+        operands = gather_operands(rounding(read_weight(table.weight)))
+        return {name: operands.data, f"{name}_scale": operands.scales}
+
+    entries = {
+        name: (ir.DataType.UINT8, (rows, -(-width * bits // 8))),
+        f"{name}_scale": (ir.DataType.FLOAT, (rows, blocks)),
+    }
+    codes, scales = plan.add(entries, make)
+    value = emit.op(
+        "GatherBlockQuantized", codes, table.node.inputs[1], scales, domain=FUSED,
+        bits=bits, block_size=block, gather_axis=0, quantize_axis=1,
+    )  # fmt: skip
+    emit.replace(table.node.outputs[0], value)
+
+
+def _shape(table: Table) -> tuple[int, int]:
+    assert table.weight.shape is not None  # initializers are typed
+    rows, width = (int(size) for size in table.weight.shape if isinstance(size, int))
+    return rows, width

@@ -1,0 +1,142 @@
+"""Weights of a bundle, read a tensor at a time, and quantized tensors, made one at a time while their file is written."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import onnx_ir as ir
+
+from pinnace.errors import BundleError
+from pinnace.safetensors_header import read_header
+from pinnace.safetensors_writer import write_safetensors
+
+Array = npt.NDArray[Any]
+# Type in the graph -> type in the file's words, and in numpy's.
+_STORED: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
+    {
+        ir.DataType.FLOAT: ("F32", "<f4"),
+        ir.DataType.FLOAT16: ("F16", "<f2"),
+        ir.DataType.INT8: ("I8", "i1"),
+        ir.DataType.UINT8: ("U8", "u1"),
+        ir.DataType.INT32: ("I32", "<i4"),
+        ir.DataType.INT64: ("I64", "<i8"),
+    }
+)
+
+
+def read_weight(value: ir.Value) -> Array:
+    """Read an initializer's numbers.
+
+    Read rather than mapped: the pages of a mapped file would count as this process's memory until its end.
+
+    Raises:
+        BundleError: the file ends too early.
+    """
+    tensor = value.const_value
+    assert tensor is not None  # a bundle's graph is bound
+    if not isinstance(tensor, ir.ExternalTensor):
+        return tensor.numpy()
+    shape = _shape(value)
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        array = np.fromfile(file, _STORED[tensor.dtype][1], math.prod(shape))
+    if array.size != math.prod(shape):
+        raise BundleError(
+            f"{Path(tensor.path).name} ends within tensor {value.name!r}; copy or export the bundle again"
+        )
+    return array.reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Planned:
+    """Tensors that are made together: name -> (type, shape), and the function that makes them all when its turn comes."""
+
+    entries: Mapping[str, tuple[ir.DataType, tuple[int, ...]]]
+    make: Callable[[], Mapping[str, Array]]
+
+
+class TensorPlan:
+    """The tensors of a quantized graph before any of them exists.
+
+    `add` gives the graph its initializers at once; `write` makes and writes their content afterwards, in the order in
+    which they were planned, so that memory holds what one `Planned` makes and no more.
+    """
+
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
+        self._planned: dict[str, Planned] = {}  # by the name of its first tensor
+
+    def add(
+        self, entries: Mapping[str, tuple[ir.DataType, Sequence[int]]], make: Callable[[], Mapping[str, Array]]
+    ) -> list[ir.Value]:
+        """Plan tensors and return their initializers; tensors of a name that is planned already are shared."""
+        first = next(iter(entries))
+        if first not in self._planned:
+            fixed = {name: (dtype, tuple(shape)) for name, (dtype, shape) in entries.items()}
+            self._planned[first] = Planned(fixed, make)
+            for name, (dtype, shape) in fixed.items():
+                value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape(shape))
+                self._graph.initializers[name] = value
+        return [self._graph.initializers[name] for name in entries]
+
+    def constant(self, name: str, content: Array | np.generic) -> ir.Value:
+        """A small tensor that is known already; the same name gives the same value."""
+        if name not in self._graph.initializers:
+            tensor = ir.tensor(np.asarray(content), name=name)
+            kind, shape = ir.TensorType(tensor.dtype), ir.Shape(content.shape)
+            self._graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
+        return self._graph.initializers[name]
+
+    def write(self, path: Path, progress: Callable[[str], None] | None = None) -> None:
+        """Make every tensor, write the safetensors file ``path``, and bind the graph to it.
+
+        Initializers that are stored in other files and still read are copied, so that the file is all a variant needs.
+        """
+        kept = {
+            str(name): value for name, value in self._graph.initializers.items()
+            if isinstance(value.const_value, ir.ExternalTensor) and value.uses()
+        }  # fmt: skip
+        plans = [*(_copied(name, value) for name, value in kept.items()), *self._planned.values()]
+        entries = {name: (_STORED[dtype][0], shape) for plan in plans for name, (dtype, shape) in plan.entries.items()}
+        maker = {next(iter(plan.entries)): plan for plan in plans}
+        made: dict[str, Array] = {}
+
+        def content(name: str) -> Iterator[bytes]:
+            if name in maker:
+                made.clear()
+                if progress is not None:
+                    progress(name)
+                made.update(maker[name].make())
+            array = made.pop(name)
+            dtype, shape = next(p.entries[name] for p in plans if name in p.entries)
+            assert tuple(array.shape) == shape, f"{name} is {array.shape}, planned {shape}"
+            yield np.ascontiguousarray(array, _STORED[dtype][1]).tobytes()
+
+        write_safetensors(path, entries, content)
+        for name, entry in read_header(path).items():
+            value = self._graph.initializers[name]
+            value.const_value = ir.ExternalTensor(
+                path.name, entry.start, entry.end - entry.start, _type(value),
+                shape=ir.Shape(entry.shape), name=name, base_dir=path.parent,
+            )  # fmt: skip
+
+
+def _copied(name: str, value: ir.Value) -> Planned:
+    return Planned({name: (_type(value), _shape(value))}, lambda: {name: read_weight(value)})
+
+
+def _type(value: ir.Value) -> ir.DataType:
+    assert value.dtype is not None
+    return value.dtype
+
+
+def _shape(value: ir.Value) -> tuple[int, ...]:
+    assert value.shape is not None
+    return tuple(int(size) for size in value.shape if isinstance(size, int))

@@ -1,0 +1,78 @@
+"""Write one quantized variant of a bundle: its graph and one file of weights, everything that the variant needs."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final
+
+import onnx_ir as ir
+
+from pinnace.quantize.observed import Observed
+from pinnace.quantize.recipe import Recipe, apply, load_graph
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cpu import Cpu
+from pinnace.spec import GRAPH_NAMES, Variant
+
+REFERENCE: Final = "fp32"
+EXACT_DOT: Final = "exact-int8-dot"
+
+
+@dataclasses.dataclass(frozen=True)
+class Written:
+    """A variant on disk: what the manifest will say, its files, their bytes, and what was decided by group."""
+
+    variant: Variant
+    bytes: int
+    decisions: dict[str, dict[str, Any]]
+
+
+def graph_name(bundle: Bundle, precision: str) -> str:
+    """File of a precision's graph, named as the bundle's layout names it."""
+    reference = bundle.variant(REFERENCE).graph
+    folder, _, _ = reference.rpartition("/")
+    return f"{folder}/{GRAPH_NAMES['hub'][precision]}" if folder else GRAPH_NAMES["flat"][precision]
+
+
+def write_variant(
+    bundle: Bundle,
+    folder: Path,
+    precision: str,
+    scheme: str,
+    recipe: Recipe,
+    observed: Observed,
+    cpu: Cpu,
+    progress: Callable[[str], None] | None = None,
+) -> Written:
+    """Quantize the bundle's fp32 graph by a recipe.
+
+    Args:
+        bundle: has an fp32 variant.
+        folder: where to write; the names inside are those of the bundle's layout.
+        precision: slot of the variant.
+        scheme: name of the scheme, for the manifest.
+        recipe: what becomes of each weight.
+        observed: calibrated activations.
+        cpu: the processor that this runs on, for the manifest.
+        progress: called with each tensor's name.
+    """
+    reference = bundle.variant(REFERENCE)
+    applied = apply(load_graph(bundle.path / reference.graph), recipe, observed)
+    name = graph_name(bundle, precision)
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    weights = path.with_name(f"{path.name}_data")
+    applied.plan.write(weights, progress)
+    ir.save(applied.model, path)
+    whole = any(way in ("fixed", "token") for way in recipe.groups.values()) and not recipe.reduced
+    variant = Variant(
+        reference.target,
+        reference.opset,
+        name,
+        (f"{name}_data",),
+        scheme=scheme,
+        needs=(EXACT_DOT,) if whole else (),
+        made_on=f"{cpu.machine} {' '.join(cpu.features)}".strip(),
+    )
+    return Written(variant, path.stat().st_size + weights.stat().st_size, applied.decisions)
