@@ -25,7 +25,7 @@ REDUCED_LIMIT: Final = 64
 CHANNEL_RATIOS: Final = tuple(np.linspace(1.0, 0.5, 21).tolist())
 BLOCK_RATIOS: Final = tuple(np.linspace(1.0, 0.6, 17).tolist())
 _CHUNK: Final = 1 << 20  # elements worked on at a time; some ten arrays of this size live at once
-_SMALLEST: Final = 1e-30  # below it a scale would be a denormal number, which ONNX Runtime may flush to zero
+SMALLEST_SCALE: Final = 1e-30  # below it a scale would be a denormal number, which ONNX Runtime may flush to zero
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,14 +76,14 @@ def channel_codes(
     for rows in row_chunks(w.shape):
         part = finite(w[rows])
         scales[rows] = _steps(np.abs(part).max(axis=1, initial=0.0), limit)
-        codes[rows] = rounded = _nearest(part, scales[rows, None], -limit, limit)
+        codes[rows] = rounded = nearest(part, scales[rows, None], -limit, limit)
         if search:
             best = _gain(part, rounded, weigh)
             for ratio in CHANNEL_RATIOS:
-                tried = _nearest(part, scales[rows, None] * np.float32(ratio), -limit, limit)
+                tried = nearest(part, scales[rows, None] * np.float32(ratio), -limit, limit)
                 _keep_better(part, tried, weigh, best, rounded)
             fitted = best.fitted(scales[rows])
-            codes[rows], scales[rows] = _nearest(part, fitted[:, None], -limit, limit), fitted
+            codes[rows], scales[rows] = nearest(part, fitted[:, None], -limit, limit), fitted
     return codes, scales
 
 
@@ -191,7 +191,7 @@ class _Best:
         """The scales of least squared error for the codes, ``otherwise`` where all codes are zero."""
         good = (self.qq > 0) & (self.wq != 0)
         fitted = np.divide(self.wq, self.qq, out=otherwise.astype(np.float64), where=good)
-        return np.where(np.abs(fitted) < _SMALLEST, otherwise, fitted).astype(np.float32)
+        return np.where(np.abs(fitted) < SMALLEST_SCALE, otherwise, fitted).astype(np.float32)
 
 
 def _gain(part: Floats, codes: Floats, weigh: Floats | None) -> _Best:
@@ -227,15 +227,15 @@ def _block_part(part: Floats, bits: int, symmetric: bool, weigh: Floats | None) 
             )
         ]
     scales, zeros = starts[0]
-    kept = _nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
+    kept = nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
     if weigh is not None:
         best = _gain(part, kept, weigh)
         for tried_scales, tried_zeros in starts[1:]:
-            tried = _nearest(part, tried_scales[..., None], -tried_zeros[..., None], top - tried_zeros[..., None])
+            tried = nearest(part, tried_scales[..., None], -tried_zeros[..., None], top - tried_zeros[..., None])
             better = _keep_better(part, tried, weigh, best, kept)
             scales[better], zeros[better] = tried_scales[better], tried_zeros[better]
         scales = best.fitted(scales)
-        kept = _nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
+        kept = nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
     return (kept + zeros[..., None]).astype(np.uint8), scales, zeros.astype(np.uint8)
 
 
@@ -258,10 +258,11 @@ def _asymmetric(low: Floats, high: Floats, top: int) -> tuple[Floats, Floats]:
 def _steps(span: Floats, count: int) -> Floats:
     """Scales that spread a span over a number of steps; 1 where there is nothing to spread."""
     scales = (span / np.float32(count)).astype(np.float32)
-    return np.where(scales < _SMALLEST, np.float32(1), scales)
+    return np.where(scales < SMALLEST_SCALE, np.float32(1), scales)
 
 
-def _nearest(part: Floats, scales: Floats, low: Any, high: Any) -> Floats:
+def nearest(part: Floats, scales: Floats, low: Any, high: Any) -> Floats:
+    """Round to whole steps and clip; ``low`` and ``high`` broadcast."""
     codes: Floats = np.rint(part / scales)
     np.clip(codes, low, high, out=codes)
     return codes
