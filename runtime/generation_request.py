@@ -15,6 +15,7 @@ from pinnace.runtime.generation_row import MAX_LOGPROBS
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.pipeline_checks import check_count
 from pinnace.runtime.prefix import Prefix
+from pinnace.runtime.speculation import check_positions
 
 # Rows that run together unless the call says otherwise; more would gain little on a CPU and cost memory.
 DEFAULT_ROWS: Final = 16
@@ -78,6 +79,8 @@ def read_request(
         raise UsageError("beam search gives no logprobs; leave them out, or use num_beams=1")
     if config.stop_strings and not texts:
         raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
+    if config.prompt_lookup_num_tokens:
+        check_positions(decoder)
     if prefix is not None:
         prefix.check(decoder)
     rows = read_rows(decoder, prompts, mask)
