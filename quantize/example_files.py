@@ -1,4 +1,4 @@
-"""Files of examples: text, JSON lines, lists, and SQuAD's nested form, read within bounds; what is wrong has its line."""
+"""Files of examples: text, JSON lines, lists, SQuAD's nested form; what is wrong is named with its line."""
 
 from __future__ import annotations
 

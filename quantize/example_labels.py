@@ -17,7 +17,7 @@ def _answers(value: Any, place: str) -> tuple[str, ...]:
     if isinstance(said, list):
         texts = [answer.get("text") if isinstance(answer, Mapping) else answer for answer in said]
         if all(isinstance(text, str) for text in texts):
-            return tuple(texts)
+            return tuple(map(str, texts))
     raise _wrong(place, value, 'a text, a list of texts, or {"text": [...]}')
 
 

@@ -36,8 +36,10 @@ class Examples(Sequence[Example]):
         return bool(self.items) and all(item.label is not None for item in self.items)
 
     def take(self, count: int | None) -> Examples:
-        """The first ``count`` examples; None takes all."""
-        return self if count is None else dataclasses.replace(self, items=self.items[:count])
+        """``count`` examples, evenly spread over all; None takes all."""
+        if count is None or count >= len(self):
+            return self
+        return dataclasses.replace(self, items=tuple(self.items[i * len(self) // count] for i in range(count)))
 
     def __len__(self) -> int:
         return len(self.items)
@@ -70,7 +72,7 @@ def read_examples(
         task: a task's name or alias.
         mask_token: what the model writes for a mask; a text of a task with masks that has none gets one.
         candidate_labels: for zero-shot classification, the labels of inputs that bring none.
-        limit: most examples, from the beginning; None takes all.
+        limit: most examples, evenly spread over the file; None takes all.
 
     Raises:
         UsageError: no such file, or one that cannot be read.
@@ -121,8 +123,9 @@ def split(examples: Examples, seed: int = 0, calibration: int | None = None) -> 
     for group in groups:
         if len(chosen) + len(group) <= calibration:
             chosen.update(group)
-    # Where every group is larger than what was asked for, the smallest must do.
-    chosen = chosen or set(min(groups, key=len))
+    if not chosen:  # every group is larger than what was asked for: the smallest must do
+        smallest = min(groups, key=len)
+        chosen.update(smallest)
     used = tuple(item for i, item in enumerate(examples) if i in chosen)
     rest = tuple(item for i, item in enumerate(examples) if i not in chosen)
     return dataclasses.replace(examples, items=used), dataclasses.replace(examples, items=rest)

@@ -152,7 +152,7 @@ def divergence(reference: Array, logits: Array) -> Array:
         float64 [N], at least 0.
     """
     p, q = log_softmax(reference), log_softmax(logits)
-    return np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0)
+    return np.asarray(np.maximum((np.exp(p) * (p - q)).sum(-1), 0.0))
 
 
 def top1_kept(reference: Array, logits: Array) -> Array:
@@ -162,4 +162,4 @@ def top1_kept(reference: Array, logits: Array) -> Array:
 
 def token_nats(logits: Array, targets: Array) -> Array:
     """Negative log-likelihood of each target, in nats: float64 [N] from logits [N, V] and ids [N]."""
-    return -log_softmax(logits)[np.arange(len(targets)), targets]
+    return np.asarray(-log_softmax(logits)[np.arange(len(targets)), targets])

@@ -16,7 +16,6 @@ from pinnace.quantize.metrics import (
     answer_f1,
     correlation,
     exact_match,
-    log_softmax,
     micro_f1,
     neighbour_overlap,
     reciprocal_rank,
