@@ -179,7 +179,8 @@ class Ruler:
     @property
     def title(self) -> str:
         """The axis' title with its unit."""
-        return f"{self.axis.title} ({self.scale.word})" if self.scale.word else self.axis.title
+        word = self.scale.word
+        return self.axis.title if not word or word in self.axis.title else f"{self.axis.title} ({word})"
 
     def place(self, value: float) -> float:
         """Where a value lies, from 0 at the low end to 1 at the high end."""

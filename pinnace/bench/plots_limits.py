@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
@@ -20,6 +21,7 @@ _AGREEMENTS: Final[tuple[_Yardstick, ...]] = (
     ("same top answer as the reference", "", False, lambda accuracy: accuracy.top1),
 )
 _ROOM: Final = 8.0  # the roofline shows this factor of intensity beside its points
+_MOST_LABELS: Final = 6
 PROMPT, DECODE = "prompt", "decode"
 
 
@@ -58,7 +60,7 @@ def accuracy(view: View) -> Plot | LeftOut:
         "clock, on the same inputs.",
         f"{comparison(work, rows)} Least accurate: {worst}, {axis_title} {text}.",
         Axis("throughput", MEASURES[work].unit, better=MORE, low=0.0),
-        Axis(axis_title, unit, better=MORE, low=min(lowest, top - 0.002), high=top + (top - lowest or 0.002) * 0.08),
+        Axis(axis_title, unit, better=MORE, high=top + (top - lowest or 0.002) * 0.08),
         tuple(series),
     )  # fmt: skip
 
@@ -90,6 +92,7 @@ def roofline(view: View) -> Plot | LeftOut:
     if not placed:
         return LeftOut(key, title, "no candidate's work could be counted, or the machine's limits were not measured")
     every = [mark for marks in placed.values() for mark, _ in marks]
+    crowded = len(every) > _MOST_LABELS
     used = {limit.threads: limit for marks in placed.values() for _, limit in marks}
     ridges = [limit.gemm_flops / limit.memory_bytes_s for limit in used.values()]
     low = min(*(mark.x for mark in every), *ridges) / _ROOM
@@ -116,7 +119,11 @@ def roofline(view: View) -> Plot | LeftOut:
         Axis("work for each byte of weights", "FLOP/byte", log=True),
         Axis("rate", "FLOP/s", log=True, better=MORE),
         tuple(
-            Series(name, view.colour(name), tuple(m for m, _ in marks), line=False) for name, marks in placed.items()
+            Series(
+                name, view.colour(name),
+                tuple(dataclasses.replace(m, label="") if crowded else m for m, _ in marks), line=False,
+            )
+            for name, marks in placed.items()
         ),
         guides,
     )  # fmt: skip

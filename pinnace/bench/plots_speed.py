@@ -18,56 +18,52 @@ from pinnace.units import digits, in_unit
 # Kind of sample -> what it is called, and the measure that is its median.
 _SAMPLES: Final = {
     "latency": ("latency", "latency_p50_s"),
-    "first_token": ("first token", "first_token_s"),
-    "inter_token": ("each further token", "inter_token_s"),
+    "first_token": ("time to the first token", "first_token_s"),
+    "inter_token": ("time of each further token", "inter_token_s"),
 }
 _QUANTILES: Final = ((0.5, "median"), (0.9, "p90"), (0.99, "p99"))
 _LEAST_P99: Final = 1000  # fewer samples say nothing of the slowest hundredth
-_MOST_ROWS: Final = 18
 _LEAST_SAMPLES: Final = 10
 _OUTLINE: Final = 72
 _WIDE: Final = 6.0  # values further apart than this are drawn on a logarithmic axis
 
 
-def distribution(view: View) -> Plot | LeftOut:
-    """How single times are spread, for each candidate, at the places that fit one picture."""
-    key, title = "distribution", "How steady is it? Distribution of latency"
-    chosen: list[tuple[str, Measured, Samples]] = []
-    places = [points for points in view.places() if any(_enough(point) for point in points)]
-    for points in places:
-        rows = [
-            (f"{points[0].label} · {_SAMPLES[kind][0]}", point, samples)
-            for kind in _SAMPLES
-            for point in sorted(points, key=lambda point: view.colour(point.candidate))
-            if (samples := point.samples.get(kind)) and samples.count >= _LEAST_SAMPLES
-        ]
-        if chosen and len(chosen) + len(rows) > _MOST_ROWS:
-            break
-        chosen += rows
-    if not chosen:
-        return LeftOut(key, title, f"no place has {_LEAST_SAMPLES} single times; measure for longer")
-    ends = [np.quantile(samples.values, (0.0, 0.995)) for _, _, samples in chosen]
+def distributions(view: View) -> list[Plot | LeftOut]:
+    """How single times are spread at the main place: of whole queries, of first and of further tokens."""
+    points = view.at_main()
+    kinds = [kind for kind in _SAMPLES if any(_enough(point, kind) for point in points)]
+    if not kinds:
+        reason = f"no candidate has {_LEAST_SAMPLES} single times; measure for longer"
+        return [LeftOut("distribution", _title("latency"), reason)]
+    if len(kinds) > 1:
+        kinds.remove("latency")  # a generator's whole query is told by its parts
+    return [_distribution(view, kind, [point for point in points if _enough(point, kind)]) for kind in kinds]
+
+
+def _distribution(view: View, kind: str, points: Sequence[Measured]) -> Plot:
+    what, median = _SAMPLES[kind]
+    ends = [np.quantile(point.samples[kind].values, (0.0, 0.995)) for point in points]
     log = max(end[1] for end in ends) > _WIDE * min(end[0] for end in ends)
-    shown = {group for group, _, _ in chosen}
-    hidden = sum(1 for points in places if not any(group.startswith(points[0].label) for group in shown))
-    more = f" The {hidden} other places are in the table." if hidden else ""
-    main = [(point.candidate, m) for point in view.at_main() if (m := measure(point, "latency_p50_s"))]
+    known = [(point.candidate, m) for point in points if (m := measure(point, median))]
     return RowsPlot(
-        key, title,
-        "Each hill is the times of all queries of one candidate: the higher, the more queries took that long. Ticks "
-        f"stand at the median, at p90 and, from {_LEAST_P99:,} queries on, at p99. Narrow hills at the left are best."
-        f"{more}",
-        f"Median time of a query: {comparison('latency_p50_s', main)}" if main else "",
-        Axis("time", "s", log=log, better=LESS, low=None if log else 0.0),
-        tuple(_ridge(view, group, point, samples, log) for group, point, samples in chosen),
+        f"distribution-{kind}", _title(what),
+        f"Single times at {points[0].label}. The higher a hill, the more of a candidate's times were that long; narrow "
+        f"hills at the left are best. Ticks stand at the median, p90 and, from {_LEAST_P99:,} times on, p99.",
+        f"Median: {comparison(median, known)}" if known else "",
+        Axis(what, "s", log=log, better=LESS),
+        tuple(_ridge(view, point, point.samples[kind], log) for point in points),
     )  # fmt: skip
 
 
-def _enough(point: Measured) -> bool:
-    return any(samples.count >= _LEAST_SAMPLES for samples in point.samples.values())
+def _title(what: str) -> str:
+    return f"How steady is it? Distribution of {what}"
 
 
-def _ridge(view: View, group: str, point: Measured, samples: Samples, log: bool) -> Row:
+def _enough(point: Measured, kind: str) -> bool:
+    return kind in point.samples and point.samples[kind].count >= _LEAST_SAMPLES
+
+
+def _ridge(view: View, point: Measured, samples: Samples, log: bool) -> Row:
     wanted = [pair for pair in _QUANTILES if pair[0] < 0.99 or samples.count >= _LEAST_P99]
     values = np.asarray(samples.values)
     quantiles = tuple((float(np.quantile(values, share)), word) for share, word in wanted)
@@ -75,7 +71,6 @@ def _ridge(view: View, group: str, point: Measured, samples: Samples, log: bool)
     return Row(
         label=point.candidate,
         text=f"{in_unit(quantiles[0][0], 's')}   {last[1]} {in_unit(last[0], 's')}",
-        group=group,
         colour=view.colour(point.candidate),
         outline=outline(values, log),
         quantiles=quantiles,
@@ -145,7 +140,7 @@ def _by_batch(view: View) -> Plot | LeftOut:
 def _by_rate(view: View) -> Plot | LeftOut:
     key, title = "server", "How much traffic can it take? Latency against the rate of arrivals"
     settings = view.result.settings
-    percent = f"p{digits(settings.percentile * 100)}"
+    percent = f"p{settings.percentile * 100:g}"
     curves = [point for point in view.result.points if len(point.curve) > 1]
     if not curves:
         return LeftOut(key, title, "the server scenario was not run; add --scenario server")

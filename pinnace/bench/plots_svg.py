@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Final
 
 from pinnace.bench.plots import Guide, Plot, Row, RowsPlot, Ruler, Series, XYPlot, values_of
 
-WIDTH: Final = 760
+WIDTH: Final = 600
 COLOURS: Final = 8
-_HEIGHT: Final = 400
-_TOP, _BOTTOM, _LEFT, _RIGHT = 18, 52, 74, 24
+_HEIGHT: Final = 360
+_TOP, _BOTTOM, _LEFT, _RIGHT = 18, 50, 70, 22
 _ROW, _RIDGE, _GROUP = 30, 40, 30
 _LETTER: Final = 6.7  # width of a letter at 12 px; a guess that errs on the wide side
+_BOLD: Final = 1.12
 _LINE: Final = 15
 _Place = Callable[[float, float], tuple[float, float]]
 Box = tuple[float, float, float, float]
@@ -38,7 +40,7 @@ def _points(plot: XYPlot) -> Iterator[str]:
     across, up = values_of(plot)
     x_ruler, y_ruler = Ruler(plot.x, across), Ruler(plot.y, up)
     names = max([len(s.name) for s in plot.series if s.line and len(s.marks) > 1], default=0)
-    right = WIDTH - max(_RIGHT, min(250.0, names * _LETTER + 26) if names else _RIGHT)
+    right = WIDTH - max(_RIGHT, min(200.0, names * _LETTER * _BOLD + 22) if names else _RIGHT)
     bottom = _HEIGHT - _BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -54,7 +56,9 @@ def _points(plot: XYPlot) -> Iterator[str]:
     yield _text(16, middle, y_ruler.title + _arrow(plot.y.better, "↓", "↑"), "axis", "middle", turn)
     labels = _Labels((_LEFT, _TOP - 12, WIDTH, bottom))
     for series in plot.series:
-        labels.block_all(at(mark.x, mark.y) for mark in series.marks)
+        places = [at(mark.x, mark.y) for mark in series.marks]
+        labels.block_all(places)
+        labels.block_line(places if series.line else ())
     for guide in plot.guides:
         yield from _guide(guide, at, labels, right)
     for series in plot.series:
@@ -116,8 +120,8 @@ def _arrow(better: str, less: str, more: str) -> str:
 
 def _rows(plot: RowsPlot) -> tuple[Iterable[str], float]:
     ruler = Ruler(plot.axis, values_of(plot)[0])
-    left = min(300.0, max(len(row.label) for row in plot.rows) * _LETTER + 20)
-    right = WIDTH - min(260.0, max(len(row.text) for row in plot.rows) * _LETTER + 16)
+    left = min(220.0, max(len(row.label) for row in plot.rows) * _LETTER + 20)
+    right = WIDTH - min(200.0, max(len(row.text) for row in plot.rows) * _LETTER + 16)
     parts: list[str] = []
     y = float(_TOP)
     if plot.legend:
@@ -190,10 +194,19 @@ class _Labels:
     def __init__(self, room: Box) -> None:
         self._room = room
         self._taken: list[Box] = []
+        self._lines: list[Box] = []
 
     def block(self, box: Box) -> None:
         """Take a place."""
         self._taken.append(box)
+
+    def block_line(self, places: Sequence[tuple[float, float]]) -> None:
+        """Take the places along a line; names may cross it where nothing else is free."""
+        for (x, y), (to_x, to_y) in zip(places, places[1:], strict=False):
+            steps = max(1, round(math.hypot(to_x - x, to_y - y) / 8))
+            for step in range(steps + 1):
+                at_x, at_y = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
+                self._lines.append((at_x - 2, at_y - 2, at_x + 2, at_y + 2))
 
     def block_all(self, places: Iterable[tuple[float, float]]) -> None:
         """Take the places of symbols."""
@@ -201,15 +214,20 @@ class _Labels:
 
     def name(self, series: Series, x: float, y: float) -> str:
         """Write a series' name beside its last point, moved up or down until it stands free."""
-        wide = len(series.name) * _LETTER
-        shifts = [0.0] + [sign * step * _LINE * 0.5 for step in range(1, 40) for sign in (-1, 1)]
-        for shift in shifts:
-            for start in (x + 11, x - 11 - wide):
+        wide = len(series.name) * _LETTER * _BOLD
+        # A line ends at the right, where the margin is kept free for names.
+        near = 40 if series.line and len(series.marks) > 1 else 4
+        right, left = x + 11, x - 11 - wide
+        steps = [0.0, *(sign * step * _LINE * 0.5 for step in range(1, 40) for sign in (-1, 1))]
+        places = [(right, step) for step in steps[:near]]
+        places += [(start, step) for step in steps for start in (left, right)]
+        for taken in (self._taken + self._lines, self._taken):
+            for start, shift in places:
                 box = (start, y + shift - 7, start + wide, y + shift + 7)
-                if self._free(box):
+                if self._free(box, taken):
                     self.block(box)
-                    far = abs(shift) > _LINE
-                    edge = start if start > x else start + wide
+                    edge = start - 2 if start > x else start + wide + 2
+                    far = abs(shift) > _LINE * 0.6
                     leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {y + shift:.1f}"/>' if far else ""
                     return leader + _text(start, y + shift + 4, series.name, f"name t{series.colour % COLOURS}")
         return ""
@@ -221,12 +239,12 @@ class _Labels:
             (x - wide / 2, y - 11), (x - wide / 2, y + 19), (x + 10, y + 14), (x - wide - 10, y - 6), (x + 10, y - 6),
         ):  # fmt: skip
             box = (start, base - 10, start + wide, base + 3)
-            if text and self._free(box):
+            if text and self._free(box, self._taken + self._lines):
                 self.block(box)
                 return _text(start, base, text, "note")
         return ""
 
-    def _free(self, box: Box) -> bool:
+    def _free(self, box: Box, taken: Iterable[Box]) -> bool:
         left, top, right, bottom = self._room
         inside = left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom
         return inside and not any(

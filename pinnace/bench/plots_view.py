@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pinnace.bench.measures import LESS, MEASURES
-from pinnace.bench.results import Candidate, Measure, Point, Result
+from pinnace.bench.results import SCENARIOS, Candidate, Measure, Point, Result
 from pinnace.units import digits, in_unit
 
 SINGLE: Final = "single-stream"
@@ -45,9 +45,9 @@ class View:
         return [candidate for candidate in self.result.candidates if not candidate.missing]
 
     def places(self) -> list[list[Point]]:
-        """Points that share a place, the main place first, then the most usual ones."""
+        """Points that share a place, the main place first."""
         found: dict[tuple[object, ...], list[Point]] = {}
-        for point in sorted(self.result.points, key=_unusual):
+        for point in sorted(self.result.points, key=_ordinal):
             found.setdefault(point.place, []).append(point)
         rows = list(found.values())
         return sorted(rows, key=lambda points: self.main is not None and points[0].place != self.main.place)
@@ -104,16 +104,15 @@ def comparison(name: str, rows: Sequence[tuple[str, Measure]]) -> str:
         return ""
     ordered = sorted(known, key=lambda row: row[2], reverse=kind.better != LESS)
     best, first, most = ordered[0]
-    text = f"{best}: {shown(name, first)}"
     if len(ordered) == 1:
-        return f"{text}."
+        return f"{best}: {shown(name, first)}."
     equal = [owner for owner, m, _ in ordered[1:] if _overlap(first, m)]
-    text = f"{best} has the {'least' if kind.better == LESS else 'most'}, {shown(name, first)}"
-    if equal:
-        text += f" (not to be told from {listed(equal)}: their intervals overlap)"
-    worst, _, least = ordered[-1]
-    if worst not in equal and min(most, least) > 0:
-        text += f"; {worst} has {digits(least / most)} times that"
+    if len(equal) == len(ordered) - 1:
+        return f"{shown(name, first)}; {listed([best, *equal])} cannot be told apart: their intervals overlap."
+    worst, last, least = ordered[-1]
+    text = f"{listed([best, *equal])} {'lead' if equal else 'leads'} with {shown(name, first)}"
+    if min(most, least) > 0:
+        text += f", {digits(max(most, least) / min(most, least))} times better than {worst} ({shown(name, last)})"
     return f"{text}."
 
 
@@ -138,3 +137,9 @@ def _unusual(point: Point) -> tuple[float, ...]:
         abs(tokens - _USUAL_LENGTH),
         point.output_tokens or 0,
     )
+
+
+def _ordinal(point: Point) -> tuple[float | str, ...]:
+    """Sort key of a table: by scenario, then by size."""
+    sizes = (point.batch, point.concurrency, point.length, point.prompt, point.output_tokens)
+    return (str(SCENARIOS.index(point.scenario)), *(size or 0 for size in sizes))

@@ -1,0 +1,248 @@
+"""A benchmark's report: one HTML file with the main numbers, the plots, every figure, and how it was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from pinnace.bench import plots_limits, plots_speed
+from pinnace.bench.measures import LESS, MEASURES, RUN, START
+from pinnace.bench.plots import LeftOut, Plot
+from pinnace.bench.plots_view import THROUGHPUT, View, listed, measure, shown, spread
+from pinnace.bench.report_file import write_whole
+from pinnace.bench.report_page import (
+    Cell,
+    Fact,
+    TableRow,
+    bullets,
+    facts,
+    figures,
+    halves,
+    page,
+    pairs,
+    section,
+    table,
+)
+from pinnace.bench.results import Candidate, Measure, Point, Result
+from pinnace.units import digits, in_unit
+
+# The numbers at the top: a question and the measures that answer it, the first that is there.
+_HEADLINES: Final = (
+    ("Quickest answer (median)", ("latency_p50_s", "first_token_s")),
+    ("Most work", THROUGHPUT),
+    ("Soonest ready (cold start)", ("cold_start_s",)),
+    ("Least memory at rest", ("settled_bytes", "peak_bytes")),
+)
+
+
+def plots_of(result: Result) -> list[Plot | LeftOut]:
+    """All plots of a result, in the report's order; those that would be empty say why."""
+    view = View(result)
+    if not result.points:
+        return [LeftOut("all", "All plots", "nothing was measured")]
+    return [
+        *plots_speed.distributions(view),
+        plots_speed.by_length(view),
+        *plots_speed.throughput(view),
+        plots_limits.accuracy(view),
+        plots_limits.roofline(view),
+        plots_limits.memory(view),
+        plots_limits.start(view),
+    ]
+
+
+def render(result: Result) -> str:
+    """Return the report as one HTML document that loads nothing."""
+    view = View(result)
+    models = list(dict.fromkeys(candidate.model for candidate in result.candidates))
+    title = f"Benchmark of {listed(models) if models else 'nothing'}"
+    machine = result.machine
+    count = len(view.measured)
+    lead = (
+        f"{result.settings.task} · {count} candidate{'s' * (count != 1)} · {machine.processor} · "
+        f"{result.started[:16].replace('T', ' ')} UTC"
+    )
+    checks = [f"{name}: {'agrees' if ok else 'DOES NOT AGREE'}" for name, ok in result.checks.items()]
+    return page(
+        title,
+        lead,
+        [
+            section(f"At {view.main.label}", facts(_headlines(view))) if view.main else "",
+            section("Pictures", figures(plots_of(result))),
+            section("All figures", _points_table(view), _reasons(result)),
+            section("Each candidate", _candidates_table(view)),
+            section("Checked after the clock", bullets(checks)),
+            section("Machine and settings", halves(_machine(result), _settings(result))),
+            section("How it was measured", bullets(_method(result))),
+        ],
+        f"Written by pinnace bench. Run {result.run}, format {result.format}. This file loads nothing from elsewhere.",
+    )
+
+
+def write_report(result: Result, path: str | Path) -> None:
+    """Write the HTML report, whole or not at all.
+
+    Raises:
+        MachineError: the file cannot be written.
+    """
+    write_whole(path, render(result))
+
+
+def _headlines(view: View) -> list[Fact]:
+    made = []
+    points = view.at_main()
+    for title, names in _HEADLINES:
+        owners: list[tuple[str, Point | Candidate]] = [
+            *((point.candidate, point) for point in points),
+            *((one.name, one) for one in view.measured),
+        ]
+        name = next((name for name in names if any(measure(owner, name) for _, owner in owners)), None)
+        if name is None:
+            continue
+        rows = [(who, m, m.value) for who, owner in owners if (m := measure(owner, name)) and m.value is not None]
+        ordered = sorted(rows, key=lambda row: row[2], reverse=MEASURES[name].better != LESS)
+        who, best, most = ordered[0]
+        more = spread(name, best)
+        if len(ordered) > 1 and most > 0 and ordered[-1][2] > 0:
+            factor = max(most, ordered[-1][2]) / min(most, ordered[-1][2])
+            more = f"{digits(factor)} times better than {ordered[-1][0]}"
+        made.append(Fact(title, shown(name, best), who, more))
+    return made
+
+
+def _points_table(view: View) -> str:
+    names = [name for name in RUN if any(name in point.measures for point in view.result.points)]
+    if not names:
+        return ""
+    rows = []
+    for points in view.places():
+        rows.append(TableRow(points[0].label))
+        ordered = sorted(points, key=lambda point: view.colour(point.candidate))
+        best = {name: _best(name, [point.measures.get(name) for point in ordered]) for name in names}
+        rows += [
+            TableRow(
+                point.candidate,
+                tuple(_cell(name, point.measures.get(name), best[name]) for name in names),
+                view.colour(point.candidate),
+            )
+            for point in ordered
+        ]
+    heads = ["candidate", *(MEASURES[name].title for name in names)]
+    return table(
+        "All figures", heads, rows, "Small numbers are 95 % bootstrap intervals; the best of a place is bold and green."
+    )
+
+
+def _candidates_table(view: View) -> str:
+    names = [name for name in START if any(name in one.measures for one in view.result.candidates)]
+    best = {name: _best(name, [one.measures.get(name) for one in view.measured]) for name in names}
+    agreement = any(one.accuracy for one in view.measured)
+    rows = []
+    for one in view.result.candidates:
+        what = Cell(f"{one.program} {one.versions.get(one.program, '')}".strip(), f"{one.precision}, {one.device}")
+        if one.missing:
+            said = Cell("not measured", one.missing, why=one.missing)
+            rows.append(TableRow(one.name, (what, Cell(str(one.threads)), said), view.colour(one.name)))
+            continue
+        cells = [what, Cell(str(one.threads)), *(_cell(name, one.measures.get(name), best[name]) for name in names)]
+        rows.append(TableRow(one.name, (*cells, *([_agreement(one)] if agreement else [])), view.colour(one.name)))
+    heads = ["candidate", "program", "threads", *(MEASURES[name].title for name in names)]
+    return table("Each candidate", [*heads, *(["accuracy"] if agreement else [])], rows)
+
+
+def _agreement(one: Candidate) -> Cell:
+    found = one.accuracy
+    if found is None:
+        return Cell("", why="nothing could be compared")
+    if found.reference == one.name and found.value is None:
+        return Cell("reference")
+    parts = []
+    if found.value is not None:
+        parts.append(f"{found.metric} {in_unit(found.value, '')}")
+    if found.cosine_mean is not None:
+        parts.append(f"cosine {found.cosine_mean:.5f}")
+    if found.top1 is not None:
+        parts.append(f"same top {in_unit(found.top1, '')}")
+    return Cell(parts[0] if parts else "", ", ".join(parts[1:]), why=f"{found.rows:,} rows against {found.reference}")
+
+
+def _cell(name: str, found: Measure | None, best: float | None) -> Cell:
+    if found is None:
+        return Cell("")
+    if found.value is None:
+        return Cell("", why=found.absent)
+    return Cell(shown(name, found), spread(name, found), best is not None and found.value == best)
+
+
+def _best(name: str, measures: Sequence[Measure | None]) -> float | None:
+    """The best value; None where there is nothing to be better than."""
+    values = [found.value for found in measures if found is not None and found.value is not None]
+    if len(values) < 2:
+        return None
+    return min(values) if MEASURES[name].better == LESS else max(values)
+
+
+def _reasons(result: Result) -> str:
+    """Why figures are absent, each reason once."""
+    reasons: dict[str, list[str]] = {}
+    owners: list[Point | Candidate] = [*result.points, *result.candidates]
+    for owner in owners:
+        for name, found in owner.measures.items():
+            if found.value is None and found.absent:
+                reasons.setdefault(found.absent, []).append(MEASURES[name].title if name in MEASURES else name)
+    return bullets(f"{listed(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items())
+
+
+def _machine(result: Result) -> str:
+    machine = result.machine
+    limits = [
+        (f"limit, {one.threads} thread{'s' * (one.threads > 1)}",
+         f"{in_unit(one.gemm_flops, 'FLOP/s')} fp32 multiplication, {in_unit(one.memory_bytes_s, 'bytes/s')} memory")
+        for one in result.limits
+    ]  # fmt: skip
+    return pairs(
+        [
+            ("processor", machine.processor),
+            ("instruction sets", ", ".join(machine.features)),
+            ("system", machine.system),
+            ("CPUs", f"{machine.cpus}" + (f", quota {machine.quota:g}" if machine.quota is not None else "")),
+            ("memory", "" if machine.memory_bytes is None else in_unit(machine.memory_bytes, "bytes")),
+            ("cache of a core", "" if machine.cache_bytes is None else in_unit(machine.cache_bytes, "bytes")),
+            ("load before", f"{machine.load:.2f} running processes"),
+            *limits,
+            ("versions", ", ".join(f"{name} {version}" for name, version in sorted(result.versions.items()))),
+        ]
+    )
+
+
+def _settings(result: Result) -> str:
+    asked = result.settings
+    return pairs(
+        [
+            ("task", asked.task),
+            ("scenarios", ", ".join(asked.scenarios)),
+            ("inputs", asked.inputs),
+            ("seed", str(asked.seed)),
+            ("rounds", str(asked.rounds)),
+            ("fresh starts", str(asked.starts)),
+            ("part of a round", f"at least {in_unit(asked.round_s, 's')}"),
+            ("latency bound", "" if asked.latency_bound_s is None else
+             f"{in_unit(asked.latency_bound_s, 's')} for {asked.percentile:.0%} of queries"),
+            ("CPUs pinned", "yes" if asked.pinned else "no"),
+            ("took", in_unit(result.seconds, "s")),
+        ]
+    )  # fmt: skip
+
+
+def _method(result: Result) -> list[str]:
+    asked = result.settings
+    return [
+        "Every candidate is a process of its own"
+        + (", held to as many CPUs as it has threads." if asked.pinned else ", not held to any CPU."),
+        f"Candidates took turns in {asked.rounds} rounds, so that a slow minute of the machine meets all of them.",
+        "Each was warmed up before its clock started, and its outputs were compared after the clock had stopped.",
+        "Intervals are 95 % bootstrap intervals over the single times and rounds. A p99 needs 1,000 queries.",
+        "The machine's limits are a large fp32 multiplication and reading memory, measured in the same rounds.",
+        "Single stream: one query after another. Offline: all at once. Server: arrivals at random (Poisson).",
+    ]
