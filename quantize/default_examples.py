@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from pinnace.quantize.example import Example
-from pinnace.quantize.example_files import as_example
+from pinnace.quantize.example_forms import as_example
 
 SOURCE: Final = "built-in texts"
 FILE: Final = "default_examples.txt"
@@ -80,13 +80,12 @@ def _texts() -> Made:
 
 
 def _questions() -> Made:
-    """Each question with its own passage, and with a whole block, which is long enough to be read in windows."""
+    """Each question with its own passage; a passage's first also with a whole block, which is read in windows."""
     for block, content in _blocks():
         everything = " ".join(passage.text for passage in block)
         for passage in block:
-            for question in passage.questions:
-                yield {"question": question, "context": passage.text}, content
-                yield {"question": question, "context": everything}, content
+            yield from (({"question": question, "context": passage.text}, content) for question in passage.questions)
+            yield {"question": passage.questions[0], "context": everything}, content
 
 
 def _rankings() -> Made:

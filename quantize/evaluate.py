@@ -15,6 +15,7 @@ from pinnace.compare import Evaluation
 from pinnace.errors import NumericalError, UsageError
 from pinnace.quantize.evaluate_tokens import POSITIONS, TokenJudge, prompt_feeds
 from pinnace.quantize.example import Example
+from pinnace.quantize.example_forms import MASKED_TASKS
 from pinnace.quantize.examples import Examples
 from pinnace.quantize.metrics import Array, cosines, divergence
 from pinnace.quantize.task_metrics import metric_of
@@ -27,8 +28,6 @@ from pinnace.runtime.session import Session
 BATCH_TOKENS: Final = 512
 # Outputs of fp32 that are kept to be compared with a variant's; those of later batches are not.
 KEPT_BYTES: Final = 128 << 20
-# An output this wide is over a vocabulary; of these, only the masked positions are looked at.
-_VOCABULARY: Final = 4096
 
 Run = Callable[..., dict[str, Array]]
 
@@ -192,8 +191,11 @@ class Judge:
         ]
         near = np.concatenate([cosines(mine, theirs) for mine, theirs in pairs])
         found = {"output_cosine": float(near.mean()), "min_output_cosine": float(near.min())}
-        wide = [divergence(theirs, mine) for mine, theirs in pairs if theirs.shape[-1] > _VOCABULARY]
-        return {**found, "masked_kl": float(np.concatenate(wide).mean())} if wide else found
+        if self.task not in MASKED_TASKS:
+            return found
+        # Every other output of these tasks has two numbers.
+        words = [divergence(theirs, mine) for mine, theirs in pairs if theirs.shape[-1] > 2]
+        return {**found, "masked_kl": float(np.concatenate(words).mean())}
 
 
 @contextlib.contextmanager
@@ -215,7 +217,7 @@ def _chunks(examples: Examples, most: int) -> Iterator[tuple[list[Example], dict
 
 
 def _vectors(pipe: Pipeline[Any], inputs: Mapping[str, Array], outputs: Mapping[str, Array]) -> list[Array]:
-    """The outputs of real tokens as lists of vectors [n, D]; of wide ones, those of masked tokens alone."""
+    """The outputs as lists of vectors [n, D]: of real tokens, or of masked ones where masks are the task."""
     found = []
     mask = np.asarray(inputs["attention_mask"], bool)
     masked = np.asarray(inputs["input_ids"]) == pipe.tokenizer.mask_token_id
@@ -227,7 +229,7 @@ def _vectors(pipe: Pipeline[Any], inputs: Mapping[str, Array], outputs: Mapping[
         elif values.ndim == 2:
             found += [row[real][None] for row, real in zip(values, mask, strict=True)]
         else:
-            found.append(values[masked if values.shape[-1] > _VOCABULARY and masked.any() else mask])
+            found.append(values[masked if pipe.task in MASKED_TASKS else mask])
     return found
 
 

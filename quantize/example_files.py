@@ -5,27 +5,17 @@ from __future__ import annotations
 import json
 import re
 import stat
-import types
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from pinnace.errors import InputError, UsageError, unknown_word
-from pinnace.forms import FORMS
-from pinnace.quantize.example import Example, content_of
+from pinnace.errors import InputError, UsageError
+from pinnace.quantize.example import Example
+from pinnace.quantize.example_forms import as_example
 from pinnace.quantize.example_labels import LABELS
 
 MAX_BYTES: Final = 256 << 20
 MAX_EXAMPLES: Final = 200_000
-MASKED_TASKS: Final = ("fill-mask", "pretraining")
-_LISTS: Final = ("documents", "choices", "candidate_labels")
-# What data sets say beside the fields that matter here.
-_BESIDE: Final = frozenset({"id", "idx", "title", "is_impossible", "plausible_answers"})
-# The mask stands among the first words, which no model cuts off.
-_FIRST_WORDS: Final = 40
-# Task -> the field that says what a text is about, where the others may be shared by many inputs.
-_CONTENT: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"question-answering": ("context",)})
 
 Found: TypeAlias = Iterator[tuple[Any, str]]  # texts or objects, and where they stand
 
@@ -40,71 +30,12 @@ def read(path: Path, task: str, mask_token: str, candidate_labels: Sequence[str]
             raise InputError(f"{path.name} holds more than {MAX_EXAMPLES:,} examples; give a part of it")
     if not examples:
         raise InputError(f"{path.name} holds no example of {task}; expected at least one")
+    bare = [example.place for example in examples if example.label is None]
+    if 0 < len(bare) < len(examples):
+        raise InputError(
+            f"{bare[0]} has no {LABELS[task].field!r}, and others have; expected it in all examples or none"
+        )
     return examples
-
-
-def as_example(
-    value: Any, place: str, task: str, mask_token: str = "", candidate_labels: Sequence[str] = ()
-) -> Example:
-    """Make an example of a text or an object of fields.
-
-    Raises:
-        InputError: it is none of this task.
-    """
-    form = FORMS[task]
-    label_name, read_label = LABELS.get(task, ("", None))
-    fields = dict(value) if isinstance(value, Mapping) else {form.text: value}
-    if fields.get("is_impossible") is True:
-        fields["answers"] = []
-    label = None
-    if read_label is not None and label_name in fields:
-        label = read_label(fields[label_name], f"{label_name!r} of {place}")
-    known = (*form.fields, *([label_name] if label_name else []))
-    for name in fields:
-        if name not in known and name not in _BESIDE:
-            raise InputError(f"{place}: {unknown_word(f'field of {task}', str(name), known)}")
-    if form.option and not fields.get(form.option) and candidate_labels:
-        fields[form.option] = list(candidate_labels)
-    needed = (form.text, *form.required, *([form.option] if form.option else []))
-    if missing := [name for name in needed if name not in fields]:
-        shape = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"
-        raise InputError(f"{place} has no {missing[0]!r}; expected {shape}, one on each line of a .jsonl file")
-    inputs = {name: _checked(name, fields[name], place) for name in form.fields if fields.get(name) is not None}
-    if task in MASKED_TASKS and mask_token:
-        inputs["text"] = with_mask(inputs["text"], mask_token)
-    options = {form.option: inputs.pop(form.option)} if form.option else {}
-    named = _CONTENT.get(task, tuple(inputs))
-    texts = [t for name in named for t in (inputs[name] if isinstance(inputs[name], list) else [inputs[name]])]
-    content = tuple(texts) if task in _CONTENT else content_of(texts)
-    return Example(inputs[form.text] if len(inputs) == 1 else inputs, label, options, content, place)
-
-
-def with_mask(text: str, mask_token: str) -> str:
-    """Mask one word of a text that has no mask; which one depends on the text alone.
-
-    Raises:
-        InputError: the text has no word.
-    """
-    if mask_token in text:
-        return text
-    words = list(re.finditer(r"[^\W\d_]+", text))[:_FIRST_WORDS]
-    if not words:
-        raise InputError(f"{text[:40]!r} has no word that could be masked; leave it out, or write {mask_token} into it")
-    long = [word for word in words if len(word[0]) > 2] or words
-    word = long[zlib.crc32(text.encode(errors="surrogatepass")) % len(long)]
-    return f"{text[: word.start()]}{mask_token}{text[word.end() :]}"
-
-
-def _checked(name: str, value: Any, place: str) -> Any:
-    if name in _LISTS:
-        if isinstance(value, list) and value and all(isinstance(text, str) for text in value):
-            return value
-        raise InputError(f"{name!r} of {place} is {repr(value)[:60]}, expected a list of at least one text; give one")
-    if not isinstance(value, str):
-        raise InputError(f"{name!r} of {place} is {repr(value)[:60]}, expected a text; give one")
-    if not value.strip():
-        raise InputError(f"{name!r} of {place} is empty, expected a text; give one, or leave the example out")
-    return value
 
 
 def _read_text(path: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -35,16 +36,15 @@ def _entities(value: Any, place: str) -> tuple[tuple[int, int, str], ...]:
 
 def _class(value: Any, place: str) -> Any:
     """A label's name or number; a number for regression; a list of labels where a text may have several."""
-    if isinstance(value, list) and all(isinstance(label, str | int) and type(label) is not bool for label in value):
-        return tuple(value)
-    if isinstance(value, str | int | float) and type(value) is not bool:
-        return value
+    labels = value if isinstance(value, list) else [value]
+    if all(isinstance(label, str | int | float) and type(label) is not bool for label in labels):
+        return tuple(value) if isinstance(value, list) else value
     raise _wrong(place, value, "a label's name or number, a number for regression, or a list of labels")
 
 
 def _choice(value: Any, place: str) -> int:
     if type(value) is int and value >= 0:
-        return value
+        return int(value)
     raise _wrong(place, value, "the right choice's place, from 0")
 
 
@@ -78,16 +78,61 @@ def _wrong(place: str, got: Any, expected: str) -> InputError:
     return InputError(f"{place} is {repr(got)[:60]}, expected {expected}; correct it, or leave it out of all examples")
 
 
-# Task -> the field of its label and what reads it. A task that is missing has none: fp32 is what it is compared with.
-LABELS: Final[Mapping[str, tuple[str, Callable[[Any, str], Any]]]] = types.MappingProxyType(
+def _fits_text(label: Any, inputs: Mapping[str, Any], mask_token: str, place: str) -> None:
+    last, length = max((end for _, end, _ in label), default=0), len(inputs["text"])
+    if last > length:
+        raise _wrong(place, last, f"ends of at most {length}, the characters of the text")
+
+
+def _fits_masks(label: Any, inputs: Mapping[str, Any], mask_token: str, place: str) -> None:
+    masks = inputs["text"].count(mask_token)
+    if masks != len(label):
+        raise _wrong(place, list(label), f"a word for each {mask_token} of the text, which has {masks}")
+
+
+def _fits_candidates(label: Any, inputs: Mapping[str, Any], mask_token: str, place: str) -> None:
+    if label not in inputs["candidate_labels"]:
+        raise _wrong(place, label, f"one of its candidate labels: {', '.join(inputs['candidate_labels'])}")
+
+
+def _fits_list(field: str) -> Callable[[Any, Mapping[str, Any], str, str], None]:
+    def fits(label: Any, inputs: Mapping[str, Any], mask_token: str, place: str) -> None:
+        highest, count = max(label) if isinstance(label, tuple) else label, len(inputs[field])
+        if highest >= count:
+            raise _wrong(place, highest, f"0 to {count - 1}, as there are {count} {field}")
+
+    return fits
+
+
+def _fits_any(label: Any, inputs: Mapping[str, Any], mask_token: str, place: str) -> None:
+    """What the model's own labels are is checked where the model is known."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Label:
+    """The label of a task's examples.
+
+    Attributes:
+        field: its name in a file.
+        read: brings what a file says into one form; the place is for messages.
+        fits: refuses what cannot be right, given the label, the input's fields, the mask token and the place.
+    """
+
+    field: str
+    read: Callable[[Any, str], Any]
+    fits: Callable[[Any, Mapping[str, Any], str, str], None] = _fits_any
+
+
+# A task that is missing has no label: fp32 is what it is compared with.
+LABELS: Final[Mapping[str, Label]] = types.MappingProxyType(
     {
-        "fill-mask": ("words", _words),
-        "question-answering": ("answers", _answers),
-        "token-classification": ("entities", _entities),
-        "text-classification": ("label", _class),
-        "text-ranking": ("relevant", _places),
-        "zero-shot-classification": ("label", _text),
-        "multiple-choice": ("label", _choice),
-        "next-sentence-prediction": ("is_next", _truth),
+        "fill-mask": Label("words", _words, _fits_masks),
+        "question-answering": Label("answers", _answers),
+        "token-classification": Label("entities", _entities, _fits_text),
+        "text-classification": Label("label", _class),
+        "text-ranking": Label("relevant", _places, _fits_list("documents")),
+        "zero-shot-classification": Label("label", _text, _fits_candidates),
+        "multiple-choice": Label("label", _choice, _fits_list("choices")),
+        "next-sentence-prediction": Label("is_next", _truth),
     }
 )

@@ -33,7 +33,7 @@ def _same(predictions: Predictions, golds: Predictions) -> list[float]:
     return [float(p == g) for p, g in zip(predictions, golds, strict=True)]
 
 
-def _by_name(label: Any, example: Example, manifest: Manifest) -> Any:
+def _as_given(label: Any, example: Example, manifest: Manifest) -> Any:
     return label
 
 
@@ -63,7 +63,7 @@ class Metric:
 
     name: str
     predict: Callable[[Pipeline[Any], Example, Any], Any]
-    gold: Callable[[Any, Example, Manifest], Any] = _by_name
+    gold: Callable[[Any, Example, Manifest], Any] = _as_given
     own: Callable[[Any], Any] = _own
     each: Callable[[Predictions, Predictions], Sequence[float]] = _same
     total: Callable[[Predictions, Predictions], float] | None = None
@@ -120,9 +120,11 @@ def _label_names(label: Any, example: Example, manifest: Manifest) -> tuple[str,
 
 
 def _numbers(label: Any, example: Example, manifest: Manifest) -> Any:
-    if isinstance(label, int | float):
-        return np.asarray([label], np.float64)
-    raise InputError(f"'label' of {example.place} is {label!r}, and this model gives a number; expected one")
+    numbers = label if isinstance(label, tuple) else (label,)
+    if len(numbers) == len(manifest.labels) and all(isinstance(number, int | float) for number in numbers):
+        return np.asarray(numbers, np.float64)
+    count = len(manifest.labels)
+    raise InputError(f"'label' of {example.place} is {label!r}, expected a number for each of the model's {count}")
 
 
 def _all_scores(pipe: Pipeline[Any], example: Example, answer: Any) -> Any:
