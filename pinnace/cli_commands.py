@@ -102,6 +102,28 @@ _ROWS: Final = (
         ("pinnace verify bert-qa", "pinnace verify bert-qa --device cuda"),
     ),
     Command(
+        "profile",
+        "Show where the time goes: by layer of the model, by part, by operator, beside what the machine can do.",
+        "pinnace.cli_profile:run",
+        (_BUNDLE,),
+        (
+            Flag("precision", "which variant; by default fp32", choices=PRECISIONS),
+            Flag("batch", "rows; 1 by default", "N", convert=as_count),
+            Flag("length", "tokens of a row of an encoder; 128 by default", "N", convert=as_count),
+            Flag("prompt", "tokens of a decoder's prompt; 128 by default", "N", convert=as_count),
+            Flag("decode-steps", "tokens that a decoder adds, one at a time; 32 by default", "N", convert=as_count),
+            Flag("runs", "runs to measure; by default as many as four seconds take", "N", convert=as_count),
+            _THREADS,
+            Flag("html", "write a report with plots: one file that loads nothing", "FILE", convert=as_path),
+            Flag("png", "write the plots as a picture. Needs the report extra", "FILE", convert=as_path),
+        ),
+        (
+            "pinnace profile bert-qa",
+            "pinnace profile bert-qa --batch 8 --length 384 --html profile.html",
+            "pinnace profile apertus --prompt 512 --decode-steps 64",
+        ),
+    ),
+    Command(
         "tasks",
         "List the tasks: their other names, heads, documented checkpoints and inputs.",
         "pinnace.cli_machine:tasks",

@@ -180,7 +180,7 @@ class Ruler:
     def title(self) -> str:
         """The axis' title with its unit."""
         word = self.scale.word
-        return self.axis.title if not word or word in self.axis.title else f"{self.axis.title} ({word})"
+        return self.axis.title if not word or word in self.axis.title.split() else f"{self.axis.title} ({word})"
 
     def place(self, value: float) -> float:
         """Where a value lies, from 0 at the low end to 1 at the high end."""

@@ -70,7 +70,7 @@ def _ridge(view: View, point: Measured, samples: Samples, log: bool) -> Row:
     last = quantiles[-1]
     return Row(
         label=point.candidate,
-        text=f"{in_unit(quantiles[0][0], 's')}   {last[1]} {in_unit(last[0], 's')}",
+        text=f"{in_unit(quantiles[0][0], 's')} · {last[1]} {in_unit(last[0], 's')}",
         colour=view.colour(point.candidate),
         outline=outline(values, log),
         quantiles=quantiles,
@@ -169,7 +169,7 @@ def _by_rate(view: View) -> Plot | LeftOut:
     return XYPlot(
         key, title,
         f"Queries arrive at random (Poisson). Each point is a rate that was tried, and the time from arrival to answer "
-        f"that {settings.percentile:.0%} of the queries kept. Where a line crosses the bound, the machine is full.",
+        f"that {settings.percentile * 100:g} % of the queries kept. Above the bound, the machine is full.",
         f"Highest rate within the bound: {comparison('highest_rate', held)}" if held else "No rate kept the bound.",
         Axis("rate of arrivals", "queries/s", better=MORE, low=0.0),
         Axis(f"{percent} latency", "s", log=True, better=LESS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import pairwise
 from typing import Final
 
 from pinnace.bench.plots import Guide, Plot, Row, RowsPlot, Ruler, Series, XYPlot, values_of
@@ -14,8 +15,8 @@ COLOURS: Final = 8
 _HEIGHT: Final = 360
 _TOP, _BOTTOM, _LEFT, _RIGHT = 18, 50, 70, 22
 _ROW, _RIDGE, _GROUP = 30, 40, 30
-_LETTER: Final = 6.7  # width of a letter at 12 px; a guess that errs on the wide side
-_BOLD: Final = 1.12
+_LETTER: Final = 7.1  # width of a letter at 12 px; a guess that errs on the wide side
+_BOLD: Final = 1.1
 _LINE: Final = 15
 _Place = Callable[[float, float], tuple[float, float]]
 Box = tuple[float, float, float, float]
@@ -58,6 +59,9 @@ def _points(plot: XYPlot) -> Iterator[str]:
     for series in plot.series:
         places = [at(mark.x, mark.y) for mark in series.marks]
         labels.block_all(places)
+        for mark in series.marks:
+            ends = [at(x, mark.y) for x in mark.x_interval or ()] + [at(mark.x, y) for y in mark.y_interval or ()]
+            labels.block_all(ends)
         labels.block_line(places if series.line else ())
     for guide in plot.guides:
         yield from _guide(guide, at, labels, right)
@@ -98,10 +102,8 @@ def _symbol(colour: int, x: float, y: float) -> str:
 def _guide(guide: Guide, at: _Place, labels: _Labels, right: float) -> Iterator[str]:
     places = [at(x, y) for x, y in guide.points]
     yield f'<path class="guide" d="M{"L".join(f"{x:.1f} {y:.1f}" for x, y in places)}"/>'
-    x, y = places[-1]
-    wide = len(guide.label) * _LETTER
-    labels.block((x - wide, y - 18, right, y - 2))
-    yield _text(min(x, right), y - 6, guide.label, "note", "end")
+    (first, _), (last, y) = places[-2:]
+    yield labels.along(guide.label, first, min(last, right), y)
 
 
 def _frame_x(ruler: Ruler, left: float, right: float, top: float, bottom: float) -> Iterator[str]:
@@ -202,7 +204,7 @@ class _Labels:
 
     def block_line(self, places: Sequence[tuple[float, float]]) -> None:
         """Take the places along a line; names may cross it where nothing else is free."""
-        for (x, y), (to_x, to_y) in zip(places, places[1:], strict=False):
+        for (x, y), (to_x, to_y) in pairwise(places):
             steps = max(1, round(math.hypot(to_x - x, to_y - y) / 8))
             for step in range(steps + 1):
                 at_x, at_y = x + (to_x - x) * step / steps, y + (to_y - y) * step / steps
@@ -231,6 +233,18 @@ class _Labels:
                     leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {y + shift:.1f}"/>' if far else ""
                     return leader + _text(start, y + shift + 4, series.name, f"name t{series.colour % COLOURS}")
         return ""
+
+    def along(self, text: str, first: float, last: float, y: float) -> str:
+        """Write a label on a level line, as far right as it stands free, above it or else below it."""
+        wide = len(text) * _LETTER
+        for base in (y - 6, y + 15):
+            for share in range(0, 101, 4):
+                end = last - (last - first - wide) * share / 100
+                box = (end - wide, base - 10, end, base + 3)
+                if self._free(box, self._taken + self._lines):
+                    self.block(box)
+                    return _text(end, base, text, "note", "end")
+        return _text(last, y - 6, text, "note", "end")
 
     def beside(self, text: str, x: float, y: float) -> str:
         """Write a label above, below, left or right of a point."""

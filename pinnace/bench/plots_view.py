@@ -96,24 +96,36 @@ def spread(name: str, found: Measure) -> str:
     return " to ".join(in_unit(end, MEASURES[name].unit) for end in ends) if ends else ""
 
 
-def comparison(name: str, rows: Sequence[tuple[str, Measure]]) -> str:
-    """Say in a sentence which candidate is best in a measure, by how much, and whom it cannot be told from."""
-    kind = MEASURES[name]
+Known = tuple[str, Measure, float]  # whose it is, the measure, and its value
+
+
+def ranked(name: str, rows: Iterable[tuple[str, Measure]]) -> tuple[list[Known], list[str]]:
+    """Candidates from the best in a measure to the worst, and those that cannot be told from the best."""
     known = [(owner, m, m.value) for owner, m in rows if m.value is not None]
-    if not known:
+    ordered = sorted(known, key=lambda row: row[2], reverse=MEASURES[name].better != LESS)
+    return ordered, [owner for owner, m, _ in ordered[1:] if _overlap(ordered[0][1], m)]
+
+
+def comparison(name: str, rows: Iterable[tuple[str, Measure]]) -> str:
+    """Say in a sentence which candidate is best in a measure, by how much, and whom it cannot be told from."""
+    ordered, equal = ranked(name, rows)
+    if not ordered:
         return ""
-    ordered = sorted(known, key=lambda row: row[2], reverse=kind.better != LESS)
-    best, first, most = ordered[0]
+    best, first, _ = ordered[0]
     if len(ordered) == 1:
         return f"{best}: {shown(name, first)}."
-    equal = [owner for owner, m, _ in ordered[1:] if _overlap(first, m)]
     if len(equal) == len(ordered) - 1:
         return f"{shown(name, first)}; {listed([best, *equal])} cannot be told apart: their intervals overlap."
-    worst, last, least = ordered[-1]
-    text = f"{listed([best, *equal])} {'lead' if equal else 'leads'} with {shown(name, first)}"
-    if min(most, least) > 0:
-        text += f", {digits(max(most, least) / min(most, least))} times better than {worst} ({shown(name, last)})"
-    return f"{text}."
+    verb = "lead" if equal else "leads"
+    return f"{listed([best, *equal])} {verb} with {shown(name, first)}, {lead(name, ordered)}."
+
+
+def lead(name: str, ordered: Sequence[Known]) -> str:
+    """How far the best is ahead of the worst."""
+    best, (worst, last, value) = ordered[0][2], ordered[-1]
+    if min(best, value) <= 0:
+        return f"{worst} has {shown(name, last)}"
+    return f"{digits(max(best, value) / min(best, value))} times better than {worst} ({shown(name, last)})"
 
 
 def listed(words: Iterable[str]) -> str:

@@ -74,12 +74,12 @@ def cells(profile: Profile, phase: Phase, cost: Cost) -> list[str]:
     rate = cost.flops / cost.seconds if cost.flops and cost.seconds > 0 else 0.0
     read = cost.weight_bytes / cost.seconds if cost.weight_bytes and cost.seconds > 0 else 0.0
     return [
-        f"{cost.seconds / phase.seconds:.1%}",
+        in_unit(cost.seconds / phase.seconds, ""),
         f"{cost.seconds * 1e3:.3f}",
         f"{cost.calls:.0f}" if cost.calls else "",
         digits(rate / 1e9) if rate else "",
-        f"{rate / profile.gemm_flops:.0%}" if rate and profile.gemm_flops else "",
-        f"{read / profile.memory_bytes_s:.0%}" if read and profile.memory_bytes_s else "",
+        f"{rate / profile.gemm_flops * 100:.0f} %" if rate and profile.gemm_flops else "",
+        f"{read / profile.memory_bytes_s * 100:.0f} %" if read and profile.memory_bytes_s else "",
     ]
 
 

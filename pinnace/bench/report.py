@@ -9,7 +9,7 @@ from typing import Final
 from pinnace.bench import plots_limits, plots_speed
 from pinnace.bench.measures import LESS, MEASURES, RUN, START
 from pinnace.bench.plots import LeftOut, Plot
-from pinnace.bench.plots_view import THROUGHPUT, View, listed, measure, shown, spread
+from pinnace.bench.plots_view import THROUGHPUT, View, lead, listed, measure, ranked, shown, spread
 from pinnace.bench.report_file import write_whole
 from pinnace.bench.report_page import (
     Cell,
@@ -25,7 +25,7 @@ from pinnace.bench.report_page import (
     table,
 )
 from pinnace.bench.results import Candidate, Measure, Point, Result
-from pinnace.units import digits, in_unit
+from pinnace.units import in_unit
 
 # The numbers at the top: a question and the measures that answer it, the first that is there.
 _HEADLINES: Final = (
@@ -100,14 +100,15 @@ def _headlines(view: View) -> list[Fact]:
         name = next((name for name in names if any(measure(owner, name) for _, owner in owners)), None)
         if name is None:
             continue
-        rows = [(who, m, m.value) for who, owner in owners if (m := measure(owner, name)) and m.value is not None]
-        ordered = sorted(rows, key=lambda row: row[2], reverse=MEASURES[name].better != LESS)
-        who, best, most = ordered[0]
-        more = spread(name, best)
-        if len(ordered) > 1 and most > 0 and ordered[-1][2] > 0:
-            factor = max(most, ordered[-1][2]) / min(most, ordered[-1][2])
-            more = f"{digits(factor)} times better than {ordered[-1][0]}"
-        made.append(Fact(title, shown(name, best), who, more))
+        ordered, equal = ranked(name, [(who, m) for who, owner in owners if (m := measure(owner, name))])
+        best, found, _ = ordered[0]
+        if len(ordered) == 1:
+            more = spread(name, found)
+        elif equal:
+            more = f"not to be told from {listed(equal)}"
+        else:
+            more = lead(name, ordered)
+        made.append(Fact(title, shown(name, found), best, more))
     return made
 
 
@@ -228,7 +229,7 @@ def _settings(result: Result) -> str:
             ("fresh starts", str(asked.starts)),
             ("part of a round", f"at least {in_unit(asked.round_s, 's')}"),
             ("latency bound", "" if asked.latency_bound_s is None else
-             f"{in_unit(asked.latency_bound_s, 's')} for {asked.percentile:.0%} of queries"),
+             f"{in_unit(asked.latency_bound_s, 's')} for {asked.percentile * 100:g} % of queries"),
             ("CPUs pinned", "yes" if asked.pinned else "no"),
             ("took", in_unit(result.seconds, "s")),
         ]

@@ -11,7 +11,7 @@ from pinnace.bench.plots import LeftOut, Plot, RowsPlot
 from pinnace.bench.plots_svg import draw, escape
 
 # Eight colours that stay apart for all common kinds of colour blindness (after Okabe and Ito), for light and for dark.
-_LIGHT: Final = ("#0072b2", "#d55e00", "#00855f", "#b0508f", "#a87600", "#2a8fc9", "#5a5a5a", "#7b4fb3")
+LIGHT: Final = ("#0072b2", "#d55e00", "#00855f", "#b0508f", "#a87600", "#2a8fc9", "#5a5a5a", "#7b4fb3")
 _DARK: Final = ("#56b4e9", "#ff8a3c", "#2fd0a0", "#e48cc4", "#f0c040", "#9ad4ff", "#c4c4c4", "#b99cf0")
 
 _STYLE: Final = """
@@ -191,7 +191,7 @@ def _figure(plot: Plot, last: bool) -> str:
 def _line(row: TableRow, columns: int) -> str:
     if not row.cells:
         return f'<tr class="group"><th scope="rowgroup" colspan="{columns}">{escape(row.name)}</th></tr>'
-    swatch = "" if row.colour is None else f'<span class="swatch b{row.colour % len(_LIGHT)}"></span>'
+    swatch = "" if row.colour is None else f'<span class="swatch b{row.colour % len(LIGHT)}"></span>'
     return f'<tr><th scope="row">{swatch}{escape(row.name)}</th>{"".join(map(_cell, row.cells))}</tr>'
 
 
@@ -212,6 +212,6 @@ def _style() -> str:
         f"svg .c{n}.line, svg .c{n}.ridge, svg .c{n}.quantile, svg .c{n} .interval {{ stroke: var(--c{n}) }} "
         f"svg .c{n}.bar, svg .c{n}.ridge, svg .c{n} .dot, svg .t{n} {{ fill: var(--c{n}) }} "
         f".b{n} {{ background: var(--c{n}) }}"
-        for n in range(len(_LIGHT))
+        for n in range(len(LIGHT))
     )
-    return _STYLE.replace("LIGHT", named(_LIGHT)).replace("DARK", named(_DARK)).replace("CLASSES", classes)
+    return _STYLE.replace("LIGHT", named(LIGHT)).replace("DARK", named(_DARK)).replace("CLASSES", classes)

@@ -1,0 +1,51 @@
+"""``pinnace profile``: where the time of a bundle goes, by layer, by part and by operator."""
+
+from __future__ import annotations
+
+import importlib.util
+import shlex
+from types import SimpleNamespace
+
+from pinnace.cli_output import Console
+from pinnace.errors import MissingExtra
+
+
+def run(arguments: SimpleNamespace, console: Console) -> int:
+    """Profile a bundle; print a table, and write the report where one is asked for."""
+    from pinnace.bench.profile import profile_bundle
+    from pinnace.bench.profile_limits import measure_limits
+    from pinnace.bench.profile_table import render
+
+    if arguments.png and importlib.util.find_spec("matplotlib") is None:
+        raise MissingExtra("report", "--png")  # said before the work, not after it
+    profile = profile_bundle(
+        arguments.bundle,
+        precision=arguments.precision,
+        threads=arguments.threads,
+        batch=arguments.batch,
+        length=arguments.length,
+        prompt=arguments.prompt,
+        decode_steps=arguments.decode_steps,
+        runs=arguments.runs,
+        limits=measure_limits,
+        progress=console.stage,
+    )
+    if arguments.html or arguments.png:
+        from pinnace.bench import report_profile
+
+        if arguments.html:
+            report_profile.write_html(profile, arguments.html)
+        if arguments.png:
+            report_profile.write_png(profile, arguments.png)
+    if console.json:
+        console.result_json(profile.to_dict())
+    else:
+        console.result(render(profile))
+    for name in filter(None, (arguments.html, arguments.png)):
+        console.log(f"wrote {name}")
+    folder = shlex.quote(arguments.bundle)
+    if arguments.html:
+        console.next(f"pinnace inspect {folder}", "see what the layers are made of")
+    else:
+        console.next(f"pinnace profile {folder} --html profile.html", "see it as a picture")
+    return 0
