@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 import types
+from collections.abc import Iterator
 from typing import Any, Final
 
 from pinnace.errors import DeadlineExceeded
@@ -15,7 +17,10 @@ TIME: Final = "time"
 
 
 class Cancellation:
-    """A switch that ends generations, at once and within a token. Any thread may use it; it does not go back."""
+    """A switch that ends calls: at the next operator of the graph. Any thread may use it; it does not go back.
+
+    A generation returns what it has; every other call fails with `DeadlineExceeded`.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -28,7 +33,7 @@ class Cancellation:
         return self._cancelled
 
     def cancel(self) -> None:
-        """End every generation that was given this switch."""
+        """End every call that was given this switch."""
         with self._lock:
             self._cancelled = True
             for options in self._runs:
@@ -45,6 +50,24 @@ class Cancellation:
         """Let go of ``RunOptions`` that were watched."""
         with self._lock:
             self._runs = [run for run in self._runs if run is not options]
+
+    @contextlib.contextmanager
+    def watching(self, options: Any) -> Iterator[None]:
+        """Stop the runs of these ``RunOptions`` when cancelled, for the length of the block."""
+        self.watch(options)
+        try:
+            yield
+        finally:
+            self.forget(options)
+
+    def check(self) -> None:
+        """Go on only if not cancelled.
+
+        Raises:
+            DeadlineExceeded: `cancel` was called.
+        """
+        if self._cancelled:
+            raise DeadlineExceeded("the call was cancelled")
 
 
 class RunLimit:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import weakref
+from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 from pinnace.errors import BundleError, DeadlineExceeded, MachineError, PinnaceError
-from pinnace.runtime import providers
+from pinnace.runtime import integrity, providers, shared_threads
 from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.inputs import Array
 from pinnace.runtime.ort import onnxruntime
 
 # ONNX Runtime's words for the types that inputs and outputs of a bundle may have.
@@ -19,6 +23,66 @@ _ORT_DTYPES: Final[Mapping[str, str]] = {
     "tensor(float)": "float32", "tensor(float16)": "float16",
 }  # fmt: skip
 _FLOATS: Final = ("float32", "float16")
+# ONNX Runtime keeps the memory of the largest run for ever; one this large gives it back, at no cost beside its length.
+_SHRINK_TOKENS: Final = 4096
+
+
+class _Shared:
+    """Sessions that are open in this process, by what they were opened from and how."""
+
+    lock = threading.Lock()
+    opened: ClassVar[weakref.WeakValueDictionary[Hashable, Any]] = weakref.WeakValueDictionary()
+
+
+def session_options(threads: int, *, spin: bool = False) -> onnxruntime.SessionOptions:
+    """Return the settings that all sessions have.
+
+    Args:
+        threads: threads of one run; a shared pool has its own number.
+        spin: let idle threads wait busily.
+    """
+    options = onnxruntime.SessionOptions()
+    if shared_threads.shared_count() is None:
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+    else:
+        options.use_per_session_threads = False
+    options.log_severity_level = 3  # errors
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
+    # A pattern would be kept for every shape that ever came, and grow with them: 13 % over 1,000 lengths, for no speed.
+    options.enable_mem_pattern = False
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1" if spin else "0")
+    return options
+
+
+def open_shared(bundle: Bundle, precision: str, device: str, threads: int, *, spin: bool = False) -> Any:
+    """Open a variant, or return the session that another caller in this process has open with the same settings.
+
+    Sessions hold a packed copy of the weights; the same files with the same settings need only one. A file that was
+    changed or replaced since is another file.
+
+    Raises:
+        MachineError: as `open_graph`, or a fork of a process with shared threads.
+        BundleError: as `open_graph`, or a file that is missing or unsafe.
+    """
+    variant = bundle.variant(precision)
+    files = tuple(integrity.identify(bundle.path, name) for name in (variant.graph, *variant.weights))
+    key = (str(bundle.path), variant.graph, files, device, threads, spin)
+    with _Shared.lock:
+        native = _Shared.opened.get(key)
+        if native is None:
+            native = open_graph(bundle.graph_path(precision), session_options(threads, spin=spin), device)
+            _Shared.opened[key] = native
+    return native
+
+
+def _after_fork() -> None:
+    _Shared.lock = threading.Lock()
+    _Shared.opened = weakref.WeakValueDictionary()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) -> Any:
@@ -29,6 +93,7 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
         BundleError: ONNX Runtime refuses the graph.
     """
     chosen = providers.providers_for(device)
+    shared_threads.opening()
     try:
         # By default ONNX Runtime would go on with the CPU when the asked provider fails.
         native = onnxruntime.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
@@ -78,7 +143,7 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
     return dtypes
 
 
-@contextmanager
+@contextlib.contextmanager
 def deadline(options: Any, timeout: float | None) -> Iterator[threading.Event]:
     """Stop a run when its time is over; the event tells that it was.
 
@@ -107,6 +172,43 @@ def deadline(options: Any, timeout: float | None) -> Iterator[threading.Event]:
         yield expired
     finally:
         timer.cancel()
+
+
+def run_graph(
+    native: Any, names: list[str], feeds: Mapping[str, Array], timeout: float | None, cancellation: Cancellation | None
+) -> dict[str, Array]:
+    """Run a graph once.
+
+    Args:
+        native: ONNX Runtime's session.
+        names: the outputs to compute.
+        feeds: the inputs, checked.
+        timeout: most seconds; None for no limit.
+        cancellation: a switch to stop it from another thread.
+
+    Raises:
+        DeadlineExceeded: the time was over, or it was cancelled.
+        MachineError: not enough memory.
+        BundleError: the graph failed.
+    """
+    options = onnxruntime.RunOptions()
+    if max((array.size for array in feeds.values() if array.dtype.kind == "i"), default=0) > _SHRINK_TOKENS:
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
+    watching = contextlib.nullcontext() if cancellation is None else cancellation.watching(options)
+    with deadline(options, timeout) as expired, watching:
+        if cancellation is not None:
+            cancellation.check()
+        try:
+            results: list[Array] = native.run(names, feeds, options)
+        except Exception as error:
+            if cancellation is not None:
+                cancellation.check()
+            if expired.is_set():
+                raise DeadlineExceeded(
+                    f"the run was stopped after {timeout:.3g} s. Allow more time, or send fewer or shorter rows"
+                ) from None
+            raise run_error(error) from None
+    return dict(zip(names, results, strict=True))
 
 
 def run_error(error: Exception) -> PinnaceError:

@@ -2,33 +2,34 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-
-from pinnace.errors import DeadlineExceeded, NumericalError, UsageError, unknown_word
-from pinnace.runtime import hygiene, threads
+from pinnace.errors import NumericalError, UsageError, unknown_word
+from pinnace.runtime import cores, hygiene, shared_threads, threads
 from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.finite import check_finite
+from pinnace.runtime.footprint import Footprint, check_memory_limit
 from pinnace.runtime.inputs import Array, check_inputs, example_inputs
-from pinnace.runtime.native import deadline, match_manifest, open_graph, run_error
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
 from pinnace.runtime.placement import profile_nodes
 from pinnace.spec import TensorSpec
-
-# ONNX Runtime keeps the memory of the largest run for ever; one this large gives it back, at no cost beside its length.
-_SHRINK_TOKENS: Final = 4096
 
 
 class Session:
     """One variant of a bundle, ready to run. Threads may share it.
 
-    It pickles by path, and opens again on first use after unpickling or in a forked child.
+    Sessions of the same files with the same settings share their weights. Runs of all sessions of a process wait for
+    free cores, up to a second. A session pickles by path, and opens again on first use after unpickling or in a forked
+    child.
 
     Args:
         bundle: an opened bundle.
@@ -37,10 +38,11 @@ class Session:
         threads: threads for one run; None takes ``PINNACE_THREADS`` or what the machine grants.
         spin: let idle threads wait busily: a little faster alone, and a waste beside other work.
         check_finite: refuse outputs with NaN or infinity.
+        memory_limit: most bytes that weights and one run may take; a run that needs more is refused.
 
     Raises:
         UsageError: no such precision or device, or a senseless number of threads.
-        MachineError: this machine or this onnxruntime cannot provide the device.
+        MachineError: this machine or this onnxruntime cannot provide the device, or the weights exceed the limit.
         BundleError: the graph is unsafe, damaged or not the one that the manifest describes.
     """
 
@@ -53,7 +55,9 @@ class Session:
         threads: int | None = None,
         spin: bool = False,
         check_finite: bool = True,
+        memory_limit: int | None = None,
     ) -> None:
+        check_memory_limit(memory_limit)
         self._settings: dict[str, Any] = {
             "path": bundle.path,
             "verify": bundle.verified,
@@ -62,6 +66,7 @@ class Session:
             "threads": threads,
             "spin": spin,
             "check_finite": check_finite,
+            "memory_limit": memory_limit,
         }
         self._begin(bundle)
         self._open()
@@ -87,7 +92,7 @@ class Session:
     @property
     def threads(self) -> int:
         """Threads of one run."""
-        return threads.thread_count(self._settings["threads"])
+        return shared_threads.shared_count() or threads.thread_count(self._settings["threads"])
 
     @property
     def native(self) -> Any:
@@ -116,7 +121,12 @@ class Session:
         return self._numerical_errors
 
     def run(
-        self, inputs: Mapping[str, Any], *, outputs: Sequence[str] | None = None, timeout: float | None = None
+        self,
+        inputs: Mapping[str, Any],
+        *,
+        outputs: Sequence[str] | None = None,
+        timeout: float | None = None,
+        cancellation: Cancellation | None = None,
     ) -> dict[str, Array]:
         """Run the model once.
 
@@ -124,7 +134,8 @@ class Session:
             inputs: for each name of `inputs`, an array (or nested lists of ints) of that shape. Token ids, masks and
                 positions are int64; smaller integers and booleans are widened.
             outputs: the names to compute and return; None for all.
-            timeout: most seconds that the run may take.
+            timeout: most seconds that the run may take, the wait for free cores included.
+            cancellation: a switch to stop the run from another thread.
 
         Returns:
             Output name to array, in the order of ``outputs``.
@@ -132,29 +143,39 @@ class Session:
         Raises:
             InputError: an input that the model cannot take; nothing was computed.
             UsageError: no such output.
-            DeadlineExceeded: the time was over; the session works on.
+            DeadlineExceeded: the time was over, or the run was cancelled; the session works on.
             NumericalError: an output with NaN or infinity.
-            MachineError: not enough memory.
+            MachineError: not enough memory; the session works on.
         """
         native = self._open()
         names = self._output_names(outputs)
-        ready = check_inputs(self.bundle.manifest, inputs, self._dtypes, self._memory)
-        options = onnxruntime.RunOptions()
-        if max((array.size for array in ready.values() if array.dtype.kind == "i"), default=0) > _SHRINK_TOKENS:
-            options.add_run_config_entry("memory.enable_memory_arena_shrinkage", "cpu:0")
-        with deadline(options, timeout) as expired:
-            try:
-                results: list[Array] = native.run(names, ready, options)
-            except Exception as error:
-                if expired.is_set():
-                    raise DeadlineExceeded(
-                        f"the run was stopped after {timeout:g} s. Allow more time, or send fewer or shorter rows"
-                    ) from None
-                raise run_error(error) from None
-        found = dict(zip(names, results, strict=True))
-        if self._settings["check_finite"]:
-            self._check_finite(found)
+        begun = time.monotonic()
+        try:
+            ready = check_inputs(self.bundle.manifest, inputs, self._dtypes, self._memory)
+            self._check_limit(ready)
+            with self._cores(timeout):
+                left = None if timeout is None else timeout - (time.monotonic() - begun)
+                found = run_graph(native, names, ready, left, cancellation)
+            if self._settings["check_finite"]:
+                check_finite(found, self._settings["path"])
+        except MemoryError as error:
+            raise run_error(error) from None
+        except NumericalError:
+            self._numerical_errors += 1
+            raise
         return found
+
+    def _cores(self, timeout: float | None) -> contextlib.AbstractContextManager[None]:
+        """Wait for free cores; a GPU has its own queue."""
+        if self.device != "cpu":
+            return contextlib.nullcontext()
+        patience = cores.PATIENCE if timeout is None else max(0.0, min(timeout, cores.PATIENCE))
+        return cores.queue().lent(self._count, patience)
+
+    def _check_limit(self, ready: Mapping[str, Array]) -> None:
+        limit = self._settings["memory_limit"]
+        if limit is not None and (ids := ready.get("input_ids")) is not None:
+            self._footprint.check_run(ids.size // ids.shape[-1], ids.shape[-1], limit)
 
     def placement(self) -> dict[str, list[str]]:
         """Return which nodes run on which provider: provider name to node names, in the order in which they run.
@@ -163,7 +184,7 @@ class Session:
         were folded into constants or fused into others do not appear, the fused ones do.
         """
         self._open()
-        options = self._options()
+        options = session_options(self.threads)
         with profile_nodes(options) as nodes:
             native = open_graph(self.bundle.graph_path(self.precision), options, self.device)
             native.run(None, example_inputs(self.bundle.manifest, self._dtypes))
@@ -176,7 +197,9 @@ class Session:
         self._native: Any = None
         self._lock = threading.Lock()
         self._numerical_errors = 0
+        self._count = 1
         self._memory: int | None = None
+        self._footprint = Footprint(0, 0, 0)
         self._dtypes: dict[str, str] = {}
         _SESSIONS.add(self)
 
@@ -190,20 +213,15 @@ class Session:
                 if not bundle.verified:
                     graph = bundle.variant(self.precision).graph
                     hygiene.check_graph(bundle.path, graph, bundle.manifest.files)
-                native = open_graph(bundle.graph_path(self.precision), self._options(), self.device)
+                if (limit := self._settings["memory_limit"]) is not None:
+                    self._footprint = Footprint.of(bundle.manifest, self.precision, bundle.config())
+                    self._footprint.check_weights(limit, bundle.path.name)
+                self._count = self.threads
+                native = open_shared(bundle, self.precision, self.device, self._count, spin=self._settings["spin"])
                 self._dtypes = match_manifest(bundle, self.precision, native)
                 self._memory = threads.memory_limit()
                 self._bundle, self._native = bundle, native
         return self._native
-
-    def _options(self) -> onnxruntime.SessionOptions:
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = self.threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 3  # errors
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
-        options.add_session_config_entry("session.intra_op.allow_spinning", "1" if self._settings["spin"] else "0")
-        return options
 
     def _output_names(self, asked: Sequence[str] | None) -> list[str]:
         known = [spec.name for spec in self.outputs]
@@ -215,23 +233,6 @@ class Session:
             if name not in known:
                 raise unknown_word("output", str(name), known)
         return list(dict.fromkeys(asked))
-
-    def _check_finite(self, outputs: Mapping[str, Array]) -> None:
-        for name, array in outputs.items():
-            if array.dtype.kind != "f":
-                continue
-            with np.errstate(all="ignore"):
-                # One pass without a temporary array; a sum that overflows is looked at closely.
-                total = float(array.sum(dtype=np.float32 if array.dtype.itemsize < 4 else None))
-            if np.isfinite(total) or np.isfinite(array).all():
-                continue
-            self._numerical_errors += 1
-            nans, infinite = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-            row = int(np.argwhere(~np.isfinite(array))[0][0]) if array.ndim else 0
-            raise NumericalError(
-                f"the output {name!r} holds {nans:,} NaN and {infinite:,} infinite of {array.size:,} numbers, first in "
-                f"row {row}. Check the bundle with: pinnace verify {self._settings['path']}"
-            )
 
     def __getstate__(self) -> dict[str, Any]:
         return self._settings
@@ -250,6 +251,8 @@ def load(
     device: str = "cpu",
     threads: int | None = None,
     verify: bool = True,
+    spin: bool = False,
+    memory_limit: int | None = None,
 ) -> Session:
     """Open a bundle for raw tensors.
 
@@ -259,11 +262,16 @@ def load(
         device: as for `Session`.
         threads: as for `Session`.
         verify: as for `Bundle.open`.
+        spin: as for `Session`.
+        memory_limit: as for `Session`, in bytes.
 
     Raises:
         PinnaceError: as `Bundle.open` and `Session`.
     """
-    return Session(Bundle.open(path, verify=verify), precision, device=device, threads=threads)
+    return Session(
+        Bundle.open(path, verify=verify), precision, device=device, threads=threads, spin=spin,
+        memory_limit=memory_limit,
+    )  # fmt: skip
 
 
 _SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
