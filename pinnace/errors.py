@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class PinnaceError(Exception):
@@ -22,7 +23,13 @@ class CheckFailed(PinnaceError):
 
 
 class NumericalError(CheckFailed, ArithmeticError):
-    """A model produced NaN or infinity where a number was needed."""
+    """A model produced NaN or infinity where a number was needed, or options left nothing to choose from.
+
+    Attributes:
+        results: where rows of a batch failed and others did not, all that the call would have returned; else None.
+    """
+
+    results: Any = None
 
 
 class UsageError(PinnaceError, ValueError):

@@ -13,7 +13,7 @@ from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.logits import processors
 from pinnace.runtime.prefix import Prefix
-from pinnace.runtime.sampling import log_softmax
+from pinnace.runtime.sampling import check_scores, log_softmax
 from pinnace.runtime.stopping import StopStrings
 
 
@@ -39,6 +39,9 @@ def generate_beams(
 
     Returns:
         The ``num_return_sequences`` best, best first: new tokens, and why each ended.
+
+    Raises:
+        NumericalError: the model gave NaN or infinity, or the options forbid every token.
     """
     beams = BeamSearch(config, 1, [most])
     process = processors(config, [len(prompt)] * config.num_beams, decoder.vocabulary)
@@ -49,6 +52,7 @@ def generate_beams(
         batch.cache.keep([0] * config.num_beams)
         logits = np.repeat(logits, config.num_beams, axis=0)
         while True:
+            check_scores(logits)
             ids = [np.concatenate([prompt, new]) for new in beams.sequences]
             tokens, parents = beams.step(process(ids, log_softmax(logits)), ended)
             if beams.finished:

@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from pinnace.errors import InputError, NumericalError, UsageError
+from pinnace.errors import InputError, UsageError
 from pinnace.runtime.cancellation import RunLimit
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.kvcache import make_cache
@@ -198,7 +198,6 @@ class Batch:
         Raises:
             Stopped: the limit was reached; the rows are as before.
             InputError: a row would be longer than the model takes.
-            NumericalError: a logit is NaN or infinite.
             MachineError: not enough memory.
         """
         cache, decoder = self.cache, self.decoder
@@ -227,9 +226,7 @@ class Batch:
             raise run_error(error) from None
         self._bound = key
         cache.advance(counts, tokens)
-        logits = self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
-        self._check_finite(logits, counts)
-        return logits
+        return self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
 
     def join(self, state: RowState) -> None:
         """Let a row enter behind the others."""
@@ -254,18 +251,3 @@ class Batch:
     def _bind_feeds(self) -> None:
         for name, feed in self._feeds.items():
             self._binding.bind_input(name, "cpu", 0, np.int64, feed.shape, feed.ctypes.data)
-
-    def _check_finite(self, logits: Array, counts: Array) -> None:
-        # The largest of a row is NaN where any is, and the search for it is needed anyway for little more.
-        highest = logits.max(axis=-1)
-        if np.isfinite(highest).all():
-            return
-        if logits.shape[1] > 1:
-            # Behind a row's last token there is padding, whose numbers nobody reads.
-            highest = np.where(np.arange(logits.shape[1]) < counts[:, None], highest, 0.0)
-        wrong = np.argwhere(~np.isfinite(highest))
-        if len(wrong):
-            raise NumericalError(
-                f"the logits of row {int(wrong[0][0])} hold NaN or infinity. "
-                f"Check the bundle with: pinnace verify {self.decoder.session.bundle.path}"
-            )

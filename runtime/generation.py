@@ -2,49 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from pinnace.errors import DeadlineExceeded, InputError, UsageError
+from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.beam_generation import generate_beams
 from pinnace.runtime.cancellation import Cancellation, RunLimit
 from pinnace.runtime.decoder import LOGITS_BYTES, Decoder, Stopped
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.generation_request import Request, read_request, read_rows
+from pinnace.runtime.generation_result import Generated, whole
 from pinnace.runtime.generation_row import Row, Token
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.pipeline_checks import check_seconds
 from pinnace.runtime.prefix import Prefix, fingerprint
-from pinnace.runtime.sampling import log_softmax
+from pinnace.runtime.sampling import check_scores, log_softmax
 from pinnace.runtime.session import Session
 from pinnace.runtime.slots import Slots
 from pinnace.runtime.speculation import speculate
 from pinnace.runtime.stopping import Deadline, StopStrings
 from pinnace.runtime.streaming import new_text, row_decoder
 from pinnace.runtime.tokenizer import Tokenizer
-
-
-@dataclasses.dataclass(frozen=True)
-class Generated:
-    """One generated row.
-
-    Attributes:
-        ids: the new tokens [T], an end token included.
-        text: their text, up to a stop string; None without a tokenizer.
-        reason: ``eos``, ``stop_string``, ``length``, ``time`` or ``cancelled``.
-        logprobs: log-probability of each new token, where asked for.
-        top_logprobs: for each new token the likeliest tokens and their log-probabilities, where asked for.
-    """
-
-    ids: Array
-    text: str | None
-    reason: str
-    logprobs: Array | None = None
-    top_logprobs: tuple[tuple[tuple[int, float], ...], ...] | None = None
 
 
 class Generator:
@@ -98,21 +79,25 @@ class Generator:
             UsageError: an unknown option, or options that contradict each other or the bundle.
             InputError: an empty prompt, one beyond the model's limit, or an id that the model does not have.
             DeadlineExceeded: the timeout passed.
-            NumericalError: the model gave NaN or infinity.
+            NumericalError: the model gave NaN or infinity in a row, or the options forbid it every token. The other
+                rows were brought to their end first: the error's ``results`` are what would have been returned, with
+                the reason ``error`` where a row failed.
         """
         request = self._read(prompts, attention_mask, prefix, logprobs, batch_size, options)
         check_seconds("timeout", timeout)
         with RunLimit(cancellation, request.config.max_time, timeout) as limit:
             if request.config.num_beams > 1:
-                return self._beams(request, limit)
+                return whole(self._beams(request, limit))
             rows: dict[tuple[int, int], list[Token]] = {}
             for token in self._tokens(request, limit):
                 rows.setdefault((token.prompt, token.sequence), []).append(token)
         sequences = request.config.num_return_sequences
-        return [
-            [self._generated(rows[prompt, sequence], logprobs) for sequence in range(sequences)]
-            for prompt in range(len(request.prompts))
-        ]
+        return whole(
+            [
+                [self._generated(rows[prompt, sequence], logprobs) for sequence in range(sequences)]
+                for prompt in range(len(request.prompts))
+            ]
+        )
 
     def stream(
         self,
@@ -129,7 +114,7 @@ class Generator:
         """Yield tokens of all rows as they come; arguments and errors are those of `generate`.
 
         The texts of a row's tokens, joined, are its text, and none cuts a character. Closing the iterator ends the
-        generation.
+        generation. A row that fails ends with a token whose reason is ``error``, and the others go on.
 
         Raises:
             UsageError: also for beams, whose tokens are known only at the end.
@@ -158,6 +143,7 @@ class Generator:
         Raises:
             InputError: too short or too long a row, or an id that the model does not have.
             DeadlineExceeded: the timeout passed, or the call was cancelled.
+            NumericalError: the model gave NaN or infinity.
         """
         check_seconds("timeout", timeout)
         checked = read_rows(self.decoder, rows, least=2)
@@ -175,14 +161,16 @@ class Generator:
         Raises:
             InputError: as `generate`.
             DeadlineExceeded: the timeout passed, or the call was cancelled.
+            NumericalError: the model gave NaN or infinity.
         """
         check_seconds("timeout", timeout)
         row = read_rows(self.decoder, [ids])[0]
         with RunLimit(cancellation, None, timeout) as limit:
             try:
-                batch, _ = self.decoder.prompt([row], limit)
+                batch, logits = self.decoder.prompt([row], limit)
             except Stopped:
                 raise _cancelled(limit) from None
+        check_scores(logits)
         return Prefix(row, batch.cache.read(0), fingerprint(self.decoder))
 
     def load_prefix(self, path: str | Path) -> Prefix:
@@ -232,7 +220,13 @@ class Generator:
     def _beams(self, request: Request, limit: RunLimit) -> list[list[Generated]]:
         found = []
         for prompt, most in zip(request.prompts, request.limits, strict=True):
-            rows = generate_beams(self.decoder, prompt, most, request.config, limit, request.prefix, self._decode)
+            try:
+                rows = generate_beams(self.decoder, prompt, most, request.config, limit, request.prefix, self._decode)
+            except NumericalError as error:
+                text = None if self._decode is None else ""
+                none = Generated(np.empty(0, np.int64), text, "error", error=error)
+                found.append([none] * request.config.num_return_sequences)
+                continue
             found.append([Generated(ids, self._text(prompt, ids, request.config), reason) for ids, reason in rows])
         return found
 
@@ -250,6 +244,7 @@ class Generator:
             reason=str(tokens[-1].reason),
             logprobs=None if logprobs is None else np.array([token.logprob for token in new], np.float32),
             top_logprobs=tuple(token.top_logprobs for token in new) if logprobs else None,
+            error=tokens[-1].error,
         )
 
     def _score(self, row: Array, limit: RunLimit) -> Array:
@@ -259,7 +254,9 @@ class Generator:
         scores = []
         for first in range(0, len(row) - 1, size):
             part = row[first : min(first + size, len(row) - 1)]
-            logs = log_softmax(batch.extend(part, limit))
+            logits = batch.extend(part, limit)
+            check_scores(logits)
+            logs = log_softmax(logits)
             scores.append(logs[np.arange(len(part)), row[first + 1 : first + 1 + len(part)]])
         return np.concatenate(scores)
 

@@ -8,10 +8,11 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.errors import NumericalError
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.logits import processors
-from pinnace.runtime.sampling import generator, greedy, log_softmax, sample
+from pinnace.runtime.sampling import check_scores, generator, greedy, log_softmax, sample
 from pinnace.runtime.stopping import Deadline, RowStop, StopStrings
 from pinnace.runtime.streaming import RowText
 
@@ -29,7 +30,9 @@ class Token:
         text: text that became whole with it; empty without a tokenizer.
         logprob: natural logarithm of the model's probability of the token, before any option changed it.
         top_logprobs: the likeliest tokens and their logarithms, where asked for.
-        reason: why the row ended: ``eos``, ``stop_string``, ``length``, ``time``, ``cancelled``; None while it goes on.
+        reason: why the row ended: ``eos``, ``stop_string``, ``length``, ``time``, ``cancelled`` or ``error``; None before
+            its end.
+        error: what went wrong in this row, and in no other one, where the reason is ``error``.
     """
 
     prompt: int
@@ -39,6 +42,7 @@ class Token:
     logprob: float | None = None
     top_logprobs: tuple[tuple[int, float], ...] = ()
     reason: str | None = None
+    error: NumericalError | None = None
 
 
 class Row:
@@ -95,11 +99,18 @@ class Row:
         return int(self._ids[self.length - 1])
 
     def take(self, logits: Array) -> Token:
-        """Choose the next token.
+        """Choose the next token, or end the row where there is none to choose: no other row is touched by that.
 
         Args:
             logits: scores of this row's next token [V].
         """
+        try:
+            return self._take(logits)
+        except NumericalError as error:
+            return dataclasses.replace(self.end("error"), error=error)
+
+    def _take(self, logits: Array) -> Token:
+        check_scores(logits)
         scores = self._process([self.ids], logits[None])
         chosen = greedy(scores) if self._source is None else sample(scores, [self._source])
         token = int(chosen[0])

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pinnace.errors import NumericalError
 from pinnace.runtime.logits_filters import log_softmax
 
-__all__ = ["check_best", "generator", "greedy", "log_softmax", "sample", "sample_without_replacement"]
+__all__ = ["check_best", "check_scores", "generator", "greedy", "log_softmax", "sample", "sample_without_replacement"]
 
 
 def generator(seed: int | None, sequence: int = 0) -> np.random.Generator:
@@ -71,6 +71,17 @@ def _live(row: NDArray[np.float32]) -> NDArray[np.intp]:
     """Places of a row that can be drawn."""
     check_best(row.max(keepdims=True))
     return np.flatnonzero(row > -np.inf)
+
+
+def check_scores(scores: NDArray[np.float32]) -> None:
+    """Refuse a model's scores that hold NaN or infinity, before an option hides them.
+
+    Raises:
+        NumericalError: the text says how to check the bundle.
+    """
+    # The largest is NaN where any is.
+    if not np.isfinite(scores.max(axis=-1)).all():
+        raise NumericalError("the model's scores hold NaN or infinity.\n  Check the bundle with: pinnace verify BUNDLE")
 
 
 def check_best(best: NDArray[np.float32]) -> None:

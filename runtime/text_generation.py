@@ -9,11 +9,12 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pinnace.errors import InputError, UsageError, unknown_word
+from pinnace.errors import InputError, NumericalError, UsageError, unknown_word
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.chat import ChatTemplate
-from pinnace.runtime.generation import Generated, Generator
+from pinnace.runtime.generation import Generator
 from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.generation_result import Generated
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.pipeline_base import CallOptions, Pipeline
 from pinnace.runtime.pipeline_checks import check_text, check_word
@@ -99,14 +100,22 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
     def answer(self, items: list[str | Messages], options: TextGenerationOptions) -> list[Any]:
         """Generate from each text or conversation: one list of records for each."""
         prompts = [self._prompt(item, options) for item in items]
-        results = self.generator.generate(
-            prompts, prefix=options.shared_prefix, logprobs=options.logprobs, timeout=options.timeout,
-            cancellation=options.cancellation, batch_size=options.batch_size, **options.generation,
-        )  # fmt: skip
-        return [
-            [self._record(item, prompt, result, options) for result in rows]
-            for item, prompt, rows in zip(items, prompts, results, strict=True)
-        ]
+
+        def records(results: list[list[Generated]]) -> list[list[dict[str, Any]]]:
+            return [
+                [self._record(item, prompt, result, options) for result in rows]
+                for item, prompt, rows in zip(items, prompts, results, strict=True)
+            ]
+
+        try:
+            results = self.generator.generate(
+                prompts, prefix=options.shared_prefix, logprobs=options.logprobs, timeout=options.timeout,
+                cancellation=options.cancellation, batch_size=options.batch_size, **options.generation,
+            )  # fmt: skip
+        except NumericalError as error:
+            error.results = None if error.results is None else records(error.results)
+            raise
+        return records(results)
 
     def stream(self, inputs: Any, **options: Any) -> Iterator[Any]:
         """Generate, and yield the new text in pieces as it comes; no piece cuts a character.
@@ -117,6 +126,9 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
 
         Yields:
             For one input the pieces; for a list ``(place, piece)``.
+
+        Raises:
+            NumericalError: an input has no next token; the others are brought to their end first.
         """
         read = self._read_options(options)
         alone = self.is_one(inputs, read)
@@ -211,6 +223,8 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
             record["logprobs"] = [float(value) for value in result.logprobs]
             if result.top_logprobs is not None:
                 record["top_logprobs"] = [dict(step) for step in result.top_logprobs]
+        if result.error is not None:
+            record["error"] = str(result.error)
         return record
 
     def _answered(self, messages: Messages, text: str, options: TextGenerationOptions) -> Messages:
@@ -225,6 +239,10 @@ def _is_chat(item: Any) -> bool:
 
 
 def _pieces(tokens: Iterator[Any], alone: bool) -> Iterator[Any]:
+    failed = None
     for token in tokens:
+        failed = failed or token.error
         if token.text:
             yield token.text if alone else (token.prompt, token.text)
+    if failed is not None:
+        raise failed

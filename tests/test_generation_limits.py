@@ -281,6 +281,85 @@ def test_numbers_that_are_none_are_an_error_and_no_token(tmp_path: Path, number:
         generator.generate([[0]], max_new_tokens=4)
 
 
+def poisoned(folder: Path, at: int) -> Path:
+    """A bundle whose logits are [id, NaN where the newest id is ``at`` else 0, -1]."""
+    return decoder_bundle(
+        folder,
+        lambda: [
+            helper.make_node("Equal", ["ids", "at"], ["hit"]),
+            helper.make_node("Where", ["hit", "wrong", "good"], ["logits"]),
+        ],
+        [
+            helper.make_tensor("at", TensorProto.FLOAT, [1, 1, 1], [float(at)]),
+            helper.make_tensor("wrong", TensorProto.FLOAT, [1, 1, 3], [0.0, float("nan"), 0.5]),
+            helper.make_tensor("good", TensorProto.FLOAT, [1, 1, 3], [0.5, 1.0, 0.0]),
+        ],
+    )
+
+
+OF_ALL = {"max_new_tokens": 4, "eos_token_id": ()}
+
+
+@pytest.mark.parametrize("together", [1, 2, 3])
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_row_of_numbers_that_are_none_fails_alone(tmp_path: Path, together: int, beams: int) -> None:
+    generator = Generator(load(poisoned(tmp_path / "b", at=2), threads=1))
+    options: dict[str, Any] = {**OF_ALL, "batch_size": together, "num_beams": beams}
+    want = [[one.ids.tolist() for one in rows] for rows in generator.generate([[0], [1]], **options)]
+    with pytest.raises(NumericalError, match=r"prompt 1: (?s:.*)pinnace verify(?s:.*)1 of 3 rows failed") as caught:
+        generator.generate([[0], [2], [1]], **options)
+    results = caught.value.results
+    assert [[one.ids.tolist() for one in results[i]] for i in (0, 2)] == want
+    assert [one[0].reason for one in results] == ["length", "error", "length"]
+    assert results[1][0].ids.size == 0 and isinstance(results[1][0].error, NumericalError)
+    # The generator is as it was.
+    assert [one[0].ids.tolist() for one in generator.generate([[0], [1]], **options)] == [one[0] for one in want]
+
+
+def test_a_stream_tells_the_failed_row_and_goes_on(tmp_path: Path) -> None:
+    generator = Generator(load(poisoned(tmp_path / "b", at=1), threads=1))
+    # Both rows write a 1 first, and nothing behind it; the second enters when the first has failed.
+    found = list(generator.stream([[0], [2]], batch_size=1, **OF_ALL))
+    rows = [[token for token in found if token.prompt == place] for place in (0, 1)]
+    assert [[token.id for token in row] for row in rows] == [[1, None], [1, None]]
+    for row in rows:
+        assert [token.reason for token in row] == [None, "error"]
+        assert "NaN" in str(row[-1].error)
+
+
+def test_options_that_forbid_one_row_every_token_fail_it_alone(opened: Opened) -> None:
+    rows = prompts(5, 9, 4)
+    generator = opened.generator("ort-all")
+    want = ids_of(generator.generate(rows, **OF_ALL))
+    second = want[1][:2]
+    # Behind the middle row's own first two tokens nothing may come; the other rows never write those.
+    never: dict[str, Any] = {
+        **OF_ALL,
+        "bad_words_ids": [[*rows[1][-1:].tolist(), *second, i] for i in range(VOCABULARY)],
+    }
+    for more in ({}, {"batch_size": 1}, {"prompt_lookup_num_tokens": 3}):
+        with pytest.raises(NumericalError, match="prompt 1: the options forbid every token") as caught:
+            generator.generate(rows, **never, **more)
+        results = caught.value.results
+        assert ids_of(results) == [want[0], second, want[2]]
+        assert [one[0].reason for one in results] == ["length", "error", "length"]
+    with pytest.raises(NumericalError, match="forbid every token") as caught:
+        generator.generate(rows[1:2], **never)
+    assert caught.value.results is None
+
+
+def ids_of(results: list[Any]) -> list[list[int]]:
+    return [one[0].ids.tolist() for one in results]
+
+
+def test_scores_and_prefixes_of_numbers_that_are_none_are_refused(tmp_path: Path) -> None:
+    generator = Generator(load(poisoned(tmp_path / "b", at=2), threads=1))
+    assert np.isfinite(generator.score([[0, 1, 0]])[0]).all()
+    for call in (lambda: generator.score([[0, 2, 0]]), lambda: generator.prefix([2])):
+        with pytest.raises(NumericalError, match="pinnace verify"):
+            call()
+
+
 def test_a_bundle_without_a_cache_cannot_generate(tmp_path: Path) -> None:
     folder = make_bundle(tmp_path / "b", golden=False)
     with pytest.raises(UsageError, match="keeps no keys and values"):

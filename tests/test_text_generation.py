@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pinnace.errors import InputError, UsageError
+from pinnace.errors import InputError, NumericalError, UsageError
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.pipelines import pipeline
 from pinnace.runtime.streaming import RowText, new_text
@@ -202,6 +202,25 @@ def test_logprobs_come_with_the_text(pipe: TextGenerationPipeline) -> None:
     assert list(record) == ["generated_text", "logprobs", "top_logprobs"]
     assert [max(step.values()) for step in record["top_logprobs"]] == pytest.approx(record["logprobs"])
     json.dumps(record)
+
+
+def test_a_text_without_a_next_token_fails_alone(pipe: TextGenerationPipeline) -> None:
+    texts = ["a boat", "the sea", "sails"]
+    options: dict[str, Any] = {"max_new_tokens": 6, "eos_token_id": ()}
+    want = pipe(texts, **options)
+    last = pipe.tokenizer.encode(texts[1])[-1]
+    assert all(pipe.tokenizer.encode(text)[-1] != last for text in (texts[0], texts[2]))
+    options["bad_words_ids"] = [[last, token] for token in range(pipe.generator.decoder.vocabulary)]
+    with pytest.raises(NumericalError, match="prompt 1: the options forbid every token") as caught:
+        pipe(texts, **options)
+    results = caught.value.results
+    assert (results[0], results[2]) == (want[0], want[2])
+    assert results[1][0]["generated_text"] == texts[1] and "forbid" in results[1][0]["error"]
+    pieces: list[str] = []
+    with pytest.raises(NumericalError, match="forbid every token"):
+        for place, piece in pipe.stream(texts, **options):
+            pieces.append(piece if place == 2 else "")
+    assert texts[2] + "".join(pieces) == want[2][0]["generated_text"]
 
 
 def test_cancelled_calls_keep_what_is_there(pipe: TextGenerationPipeline) -> None:
