@@ -14,6 +14,7 @@ from pinnace.errors import UsageError
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import RunLimit
 from pinnace.runtime.decoder import Decoder
+from pinnace.runtime.native import open_graph, session_options
 from pinnace.runtime.session import Session
 
 RUN: Final = "run"
@@ -38,16 +39,21 @@ class ProfiledSession(Session):
     def __init__(
         self, bundle: Bundle, precision: str | None, threads: int | None, folder: Path, *, keep_graph: bool
     ) -> None:
-        self._folder, self._keep_graph = folder, keep_graph
+        self._given, self._folder, self._keep_graph = bundle, folder, keep_graph
+        self._traced: Any = None
         super().__init__(bundle, precision, threads=threads)
 
-    def _options(self) -> Any:
-        options = super()._options()
-        options.enable_profiling = True
-        options.profile_file_prefix = str(self._folder / "profile")
-        if self._keep_graph:
-            options.optimized_model_filepath = str(self._folder / GRAPH_NAME)
-        return options
+    def _open(self) -> Any:
+        """Open the graph as any session does, then once more with the profiler on."""
+        super()._open()
+        if self._traced is None:
+            options = session_options(self.threads)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(self._folder / "profile")
+            if self._keep_graph:
+                options.optimized_model_filepath = str(self._folder / GRAPH_NAME)
+            self._traced = open_graph(self._given.graph_path(self.precision), options, self.device)
+        return self._traced
 
 
 class Work(Protocol):
