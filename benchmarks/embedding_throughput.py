@@ -26,7 +26,7 @@ from benchmarks.common import (
     ratio,
     summary,
 )
-from benchmarks.texts import texts
+from pinnace.bench.texts import texts
 
 CUT: Final = 256  # tokens, as all-MiniLM-L6-v2's sentence_bert_config.json says
 TOLERANCE: Final = 1e-5

@@ -1,0 +1,53 @@
+"""Accuracy beside speed: each candidate's outputs against those of the reference, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from pinnace.bench.results import Accuracy
+from pinnace.errors import CheckFailed
+
+
+def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accuracy:
+    """Compare outputs: vectors by cosine and their largest entry, tokens and answers one by one.
+
+    Args:
+        reference: whose outputs ``want`` are.
+        got: rows of numbers, rows of tokens, or texts.
+        want: the same of the reference.
+
+    Raises:
+        CheckFailed: they are of unlike number or size: the programs did not do the same job.
+    """
+    if len(got) != len(want) or not want:
+        raise CheckFailed(f"{len(got)} outputs, the reference {reference} gave {len(want)}: not the same job")
+    first = want[0]
+    if isinstance(first, str):
+        same = sum(one == other for one, other in zip(got, want, strict=True))
+        return Accuracy(reference, len(want), None, None, same / len(want), None)
+    if any(len(one) != len(other) for one, other in zip(got, want, strict=True)):
+        raise CheckFailed(f"outputs of {len(got[0])} numbers, the reference {reference} gave {len(first)}")
+    if isinstance(first[0], int):
+        pairs = [pair for one, other in zip(got, want, strict=True) for pair in zip(one, other, strict=True)]
+        return Accuracy(reference, len(pairs), None, None, sum(a == b for a, b in pairs) / len(pairs), None)
+    a, b = np.array(got, np.float64), np.array(want, np.float64)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    cosines = np.where(norms > 0, (a * b).sum(-1) / np.where(norms > 0, norms, 1), (a == b).all(-1))
+    return Accuracy(
+        reference, len(b), float(cosines.mean()), float(cosines.min()),
+        float((a.argmax(-1) == b.argmax(-1)).mean()), float(np.abs(a - b).max()),
+    )  # fmt: skip
+
+
+def agrees(found: Accuracy, precision: str) -> bool:
+    """Whether a candidate did the reference's job: exact to rounding in fp32, alike in fewer bits.
+
+    Greedy tokens may part where two scores tie, and all that follow differ; so tokens and answers of fp32 need not all
+    be the same, but most.
+    """
+    if found.cosine_min is not None:
+        return found.cosine_min >= (0.9999 if precision == "fp32" else 0.9)
+    return (found.top1 or 0.0) >= (0.9 if precision == "fp32" else 0.5)

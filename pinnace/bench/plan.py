@@ -1,0 +1,287 @@
+"""What is to be measured: every candidate, and every place of the sweep, from what was asked and what the bundle is."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.bench.jobs import IDS, PROMPT, TEXTS
+from pinnace.bench.results import SCENARIOS, Settings
+from pinnace.bench.worker import PEERS
+from pinnace.errors import UsageError, unknown_word
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.threads import thread_count
+
+MIXED: Final = "mixed"
+PROGRAM: Final = "pinnace"
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What the user asked for. Empty tuples and None take what suits the bundle.
+
+    Attributes:
+        scenarios: some of `SCENARIOS`; by default single-stream.
+        precisions: variants; by default all that the bundle has.
+        devices: such as ``cpu``.
+        threads: of one run; by default what the machine grants.
+        batches: rows of a query.
+        lengths: tokens of a row, or `MIXED` for texts of unlike length.
+        prompts: tokens of a decoder's prompt.
+        output_tokens: new tokens behind it.
+        concurrency: queries at work at once.
+        texts: inputs of the pipeline, in place of random tokens; with ``tokens`` of each.
+        tokens: of each text.
+        options: of the pipeline's call.
+        inputs: what the texts are, in words.
+        latency_bound_s: of the server scenario.
+        percentile: share of its queries that must keep the bound.
+        rounds: in which the candidates take turns.
+        starts: fresh processes of each candidate, among which the rounds are shared.
+        round_s: seconds of a candidate's part of a round.
+        seed: of inputs and arrivals.
+        peers: program -> Python of its environment.
+        peer_models: program -> folder or file in place of the bundle.
+        against: a second bundle, measured in the same rounds.
+    """
+
+    scenarios: tuple[str, ...] = ("single-stream",)
+    precisions: tuple[str, ...] = ()
+    devices: tuple[str, ...] = ("cpu",)
+    threads: tuple[int, ...] = ()
+    batches: tuple[int, ...] = (1,)
+    lengths: tuple[int | str, ...] = ()
+    prompts: tuple[int, ...] = ()
+    output_tokens: tuple[int, ...] = ()
+    concurrency: tuple[int, ...] = (1,)
+    texts: tuple[Any, ...] = ()
+    tokens: tuple[int, ...] = ()
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    inputs: str = ""
+    latency_bound_s: float | None = None
+    percentile: float = 0.99
+    rounds: int = 20
+    starts: int = 5
+    round_s: float = 0.5
+    seed: int = 0
+    peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    peer_models: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    against: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class CandidatePlan:
+    """A process to be measured; ``options`` is what its program is opened with."""
+
+    name: str
+    program: str
+    python: str | None
+    bundle: Bundle
+    precision: str
+    device: str
+    threads: int
+    options: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class PointPlan:
+    """A place of the sweep and its job."""
+
+    scenario: str
+    batch: int
+    length: int | None
+    prompt: int | None
+    output_tokens: int | None
+    concurrency: int
+    job: Mapping[str, Any]
+
+    @property
+    def key(self) -> str:
+        """Names the point in a process that has prepared several."""
+        sizes = (self.batch, self.length, self.prompt, self.output_tokens, self.concurrency)
+        return "/".join(map(str, (self.scenario, *sizes)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that a run measures."""
+
+    candidates: tuple[CandidatePlan, ...]
+    points: tuple[PointPlan, ...]
+    settings: Settings
+
+
+def make_plan(path: str | Path, request: Request, texts: Path) -> Plan:
+    """Spread the request over candidates and points.
+
+    Args:
+        path: of the bundle.
+        request: what was asked.
+        texts: the file of the request's texts, where it has any.
+
+    Raises:
+        UsageError: sizes that the bundle does not take, an unknown scenario, precision or peer, or a server scenario
+            without its bound.
+        BundleError: no bundle, or a damaged one.
+    """
+    bundles = [Bundle.open(place) for place in (path, *([request.against] if request.against else ()))]
+    _check(bundles[0], request)
+    for other in bundles[1:]:
+        if other.manifest.task != bundles[0].manifest.task:
+            raise UsageError(
+                f"{other.path.name} is for {other.manifest.task} and {bundles[0].path.name} for "
+                f"{bundles[0].manifest.task}; compare bundles of one task"
+            )
+    candidates = [own for bundle in bundles for own in _own(bundle, request, several=len(bundles) > 1)]
+    candidates += _peers(bundles[0], request)
+    settings = Settings(
+        task=bundles[0].manifest.task,
+        scenarios=request.scenarios,
+        inputs=request.inputs or "random ids",
+        seed=request.seed,
+        rounds=request.rounds,
+        starts=min(request.starts, request.rounds),
+        round_s=request.round_s,
+        latency_bound_s=request.latency_bound_s if "server" in request.scenarios else None,
+        percentile=request.percentile,
+        pinned=True,
+    )
+    return Plan(tuple(candidates), tuple(_points(bundles[0], request, texts)), settings)
+
+
+def _check(bundle: Bundle, request: Request) -> None:
+    for scenario in request.scenarios:
+        if scenario not in SCENARIOS:
+            raise unknown_word("scenario", scenario, SCENARIOS)
+    if "server" in request.scenarios and request.latency_bound_s is None:
+        raise UsageError("the server scenario needs the time that its answers must keep, such as --latency-bound 100ms")
+    for peer in {**request.peers, **request.peer_models}:
+        if peer not in PEERS:
+            raise unknown_word("peer", peer, PEERS)
+    decoder = bundle.manifest.cache is not None
+    if decoder and (request.lengths or request.texts):
+        raise UsageError(f"{bundle.path.name} generates; give --prompt and --output-tokens, not --length or --input")
+    if not decoder and (request.prompts or request.output_tokens):
+        raise UsageError(f"{bundle.path.name} is for {bundle.manifest.task} and has no prompt; give --length")
+    longest = bundle.manifest.limits.sequence
+    sizes = [size for size in request.lengths if isinstance(size, int)]
+    sizes += [p + n for p in request.prompts for n in request.output_tokens or (1,)]
+    if sizes and max(sizes) > longest:
+        raise UsageError(f"{max(sizes):,} tokens are more than {bundle.path.name} takes: {longest:,}. Ask for fewer")
+    _check_fixed(bundle, request)
+
+
+def _check_fixed(bundle: Bundle, request: Request) -> None:
+    shape = next(spec.shape for spec in bundle.manifest.inputs if spec.name == "input_ids")
+    for asked, size, flag in ((request.batches, shape[0], "batch"), (request.lengths, shape[-1], "length")):
+        wrong = [value for value in asked if isinstance(size, int) and value != size]
+        if wrong:
+            raise UsageError(f"this bundle was exported with a fixed {flag} of {size}, got --{flag} {wrong[0]}")
+
+
+def _own(bundle: Bundle, request: Request, several: bool) -> list[CandidatePlan]:
+    precisions = [bundle.precision(word) for word in request.precisions] or list(bundle.manifest.variants)
+    counts = request.threads or (thread_count(),)
+    found = []
+    for precision, device, threads in itertools.product(precisions, request.devices, counts):
+        words = [PROGRAM] * bool(request.peers) + [bundle.path.name] * several + [precision]
+        words += [device] * (len(request.devices) > 1) + [f"{threads} threads"] * (len(counts) > 1)
+        options = _options(bundle, precision, device, threads, str(bundle.path), request)
+        found.append(CandidatePlan(" ".join(words), PROGRAM, None, bundle, precision, device, threads, options))
+    return found
+
+
+def _peers(bundle: Bundle, request: Request) -> list[CandidatePlan]:
+    precision = "fp32" if "fp32" in bundle.manifest.variants else bundle.precision()
+    counts = request.threads or (thread_count(),)
+    found = []
+    for (program, python), threads in itertools.product(request.peers.items(), counts):
+        model = request.peer_models.get(program, str(bundle.path))
+        name = f"{program} {threads} threads" if len(counts) > 1 else program
+        options = _options(bundle, precision, "cpu", threads, model, request)
+        found.append(CandidatePlan(name, program, python, bundle, precision, "cpu", threads, options))
+    return found
+
+
+def _options(bundle: Bundle, precision: str, device: str, threads: int, model: str, request: Request) -> dict[str, Any]:
+    manifest = bundle.manifest
+    return {
+        "model": str(Path(model).expanduser().absolute()),
+        "precision": precision,
+        "device": device,
+        "threads": threads,
+        "task": manifest.task,
+        "texts": bool(request.texts),
+        "graph": bundle.variant(precision).graph,
+        "pooling": dataclasses.asdict(manifest.pooling) if manifest.pooling else None,
+        "length": _text_length(bundle),
+        "width": next((spec.shape[-1] for spec in manifest.outputs if isinstance(spec.shape[-1], int)), 0),
+    }
+
+
+def _text_length(bundle: Bundle) -> int:
+    """Tokens to which texts are cut: as the sentence-transformers folder says, else as the model takes."""
+    longest = bundle.manifest.limits.sequence
+    try:
+        said = json.loads((bundle.path / "sentence_bert_config.json").read_text("utf-8")).get("max_seq_length")
+    except (OSError, ValueError, AttributeError):
+        said = None
+    return min(said, longest) if isinstance(said, int) and said > 0 else longest
+
+
+def _points(bundle: Bundle, request: Request, texts: Path) -> list[PointPlan]:
+    points = []
+    for scenario, concurrency, place in itertools.product(
+        request.scenarios, request.concurrency, _places(bundle, request, texts)
+    ):
+        batch, length, prompt, output, job = place
+        # Offline hands over all texts at once; the other scenarios ask for one query after another.
+        if job["kind"] == TEXTS and scenario == "offline":
+            batch, job = len(request.texts), {**job, "batch": None}
+        points.append(PointPlan(scenario, batch, length, prompt, output, concurrency, job))
+    return list({point.key: point for point in points}.values())
+
+
+def _places(
+    bundle: Bundle, request: Request, texts: Path
+) -> list[tuple[int, int | None, int | None, int | None, dict[str, Any]]]:
+    manifest = bundle.manifest
+    inputs = [spec.name for spec in manifest.inputs]
+    common = {"vocabulary": manifest.limits.vocabulary, "seed": request.seed, "inputs": inputs}
+    if request.texts:
+        return [
+            (batch, None, None, None, {"kind": TEXTS, "path": str(texts), "batch": batch, "options": request.options})
+            for batch in request.batches
+        ]
+    if manifest.cache is not None:
+        return [
+            (
+                batch,
+                None,
+                prompt,
+                output,
+                {**common, "kind": PROMPT, "batch": batch, "prompt": prompt, "output": output},
+            )
+            for batch, prompt, output in itertools.product(request.batches, *_decoder_sizes(bundle, request))
+        ]
+    shape = next(spec.shape for spec in manifest.inputs if spec.name == "input_ids")
+    fixed = [size for size in shape[-1:] if isinstance(size, int)]
+    lengths = (
+        [size for size in request.lengths if isinstance(size, int)] or fixed or [min(128, manifest.limits.sequence)]
+    )
+    rows = [shape[0]] if isinstance(shape[0], int) else request.batches
+    return [
+        (batch, length, None, None, {**common, "kind": IDS, "batch": batch, "length": length})
+        for batch, length in itertools.product(rows, lengths)
+    ]
+
+
+def _decoder_sizes(bundle: Bundle, request: Request) -> tuple[Sequence[int], Sequence[int]]:
+    longest = bundle.manifest.limits.sequence
+    prompts = request.prompts or (min(128, longest // 2),)
+    room = max(1, longest - max(prompts))
+    return prompts, request.output_tokens or (min(32, room),)

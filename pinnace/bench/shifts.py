@@ -1,0 +1,162 @@
+"""How much one series of rounds differs from another, and how sure that is: robust means and honest errors."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import statistics
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+
+_TRIM: Final = 0.2
+_FAR: Final = 3.0  # standard deviations
+_STILL: Final = 1e-4
+# Two runs without the machine's rates differ by so much for reasons that nothing in them tells.
+_BETWEEN_RUNS: Final = 0.04
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Shift:
+    """A change on the logarithmic scale, its standard error and its degrees of freedom."""
+
+    value: float
+    error: float
+    freedom: float
+
+    def interval(self, level: float) -> tuple[float, float]:
+        """The two-sided interval at a level."""
+        reach = t_quantile(1 - level / 2, self.freedom) * self.error
+        return self.value - reach, self.value + reach
+
+    def chance(self, least: float) -> float:
+        """The two-sided p-value: how likely noise alone shows as much, where a change up to ``least`` is none."""
+        beyond = abs(self.value) - least
+        if beyond <= 0:
+            return 1.0
+        return 2 * (1 - t_probability(beyond / self.error, self.freedom)) if self.error else 0.0
+
+
+def explained(before: Array, after: Array, *limits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
+    """Take away what the machine's own rates explain: a slow hour of the machine is no slow program.
+
+    How much a measure follows the machine is learnt inside the runs, and only there: the difference between them is
+    what is asked. A program that follows none of the rates keeps its values.
+
+    Args:
+        before, after: logarithms of times (or of inverse rates) of each round.
+        limits: rates of the machine in the rounds of the first and of the second run.
+
+    Returns:
+        Both, and how far the machine's own rates lie apart that nothing was learnt about: an error of its own.
+    """
+    usable = all(
+        len(rates) == len(values) for values, run in zip((before, after), limits, strict=True) for rates in run
+    )
+    if not usable or not limits[0] or len(limits[0]) != len(limits[1]):
+        return before, after, _BETWEEN_RUNS
+    slow = [np.array([drawn_in(-np.log(np.array(rates))) for rates in run]) for run in limits]  # (rates, rounds)
+    inside = [np.concatenate([run[place] - run[place].mean() for run in slow]) for place in range(len(slow[0]))]
+    own = np.concatenate([before - before.mean(), after - after.mean()])
+    chosen = [column for column in inside if float(column.std()) > _STILL]
+    # The rate that explains most, alone: together they would explain noise.
+    best, slope = 0.0, np.zeros(len(inside))
+    for place, column in enumerate(inside):
+        if not any(column is one for one in chosen):
+            continue
+        factor = float(column @ own) / float(column @ column)
+        gain = factor * float(column @ own)
+        if factor > 0 and gain > best:
+            best, slope = gain, np.eye(len(inside))[place] * min(factor, 1.0)
+    apart = np.array([trimmed_mean(b) - trimmed_mean(a) for a, b in zip(*slow, strict=True)])
+    left = (1 - slope) * apart
+    unexplained = float(left[slope > 0][0] if best else np.abs(left).min())
+    return before - slope @ slow[0], after - slope @ slow[1], abs(unexplained)
+
+
+def drawn_in(values: Array) -> Array:
+    """Values farther from the median than noise goes are drawn in to where it ends."""
+    middle = float(np.median(values))
+    reach = _FAR * 1.4826 * float(np.median(np.abs(values - middle)))
+    return np.clip(values, middle - reach, middle + reach)
+
+
+def shift_of_one(values: Array, starts: int) -> Shift:
+    error, freedom = _error(values, starts)
+    return Shift(trimmed_mean(values), error, freedom)
+
+
+def shift_of_two(before: Array, after: Array, starts: tuple[int, int], unexplained: float) -> Shift:
+    (one, n), (other, m) = _error(before, starts[0]), _error(after, starts[1])
+    variance = one**2 + other**2
+    # Welch's degrees of freedom.
+    freedom = variance**2 / (one**4 / n + other**4 / m) if variance else n + m
+    return Shift(trimmed_mean(after) - trimmed_mean(before), math.sqrt(variance + unexplained**2), freedom)
+
+
+def _error(values: Array, starts: int) -> tuple[float, float]:
+    """Standard error of the trimmed mean, and its degrees of freedom: the largest of three."""
+    count = len(values)
+    kept = count - 2 * int(_TRIM * count)
+    plain = math.sqrt(winsorized_variance(values) * (count - 1) / (kept * (kept - 1)))
+    share = effective_share(values)
+    # Fewer independent rounds: a larger error, and less knowledge of it.
+    found = [(plain / math.sqrt(share), max(2.0, share * (kept - 1)))]
+    if starts >= 3 and count >= 2 * starts:
+        means = [float(np.median(part)) for part in np.array_split(values, starts)]
+        found.append((statistics.stdev(means) / math.sqrt(starts), max(2.0, share * (kept - 1))))
+    return max(found)
+
+
+def trimmed_mean(values: Array) -> float:
+    """The mean without the smallest and the largest fifth."""
+    cut = int(_TRIM * len(values))
+    return float(np.sort(values)[cut : len(values) - cut].mean())
+
+
+def winsorized_variance(values: Array) -> float:
+    """The variance with the smallest and the largest fifth drawn in to their neighbours."""
+    ordered = np.sort(values)
+    cut = int(_TRIM * len(values))
+    if cut:
+        ordered[:cut], ordered[-cut:] = ordered[cut], ordered[-cut - 1]
+    return float(ordered.var(ddof=1)) if len(ordered) > 1 else 0.0
+
+
+def effective_share(values: Array) -> float:
+    """How many independent rounds these are worth, as a share: by the correlation of neighbours."""
+    centred = values - np.median(values)
+    spread = float((centred**2).sum())
+    if spread == 0.0 or len(values) < 4:
+        return 1.0
+    rho = float((centred[1:] * centred[:-1]).sum()) / spread
+    rho = min(0.9, max(0.0, rho + (1 + 4 * rho) / len(values)))  # the estimate is too low in short series
+    return max((1 - rho) / (1 + rho), 2 / len(values))
+
+
+def t_probability(value: float, freedom: float) -> float:
+    """Student's distribution function, by integrating its density; good to 1e-6."""
+    if math.isinf(value):
+        return 1.0 if value > 0 else 0.0
+    # t = sqrt(n) tan(a) makes the density a power of the cosine on a finite range.
+    angle = math.atan(abs(value) / math.sqrt(freedom))
+    places = np.linspace(0.0, angle, 2001)
+    heights = np.cos(places) ** (freedom - 1)
+    weights = np.ones(2001)
+    weights[1:-1:2], weights[2:-1:2] = 4, 2  # Simpson's rule
+    scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(math.pi)
+    half = scale * float((heights * weights).sum()) * (angle / 2000) / 3
+    return 0.5 + half if value >= 0 else 0.5 - half
+
+
+def t_quantile(share: float, freedom: float) -> float:
+    """Where Student's distribution function reaches a share above one half, by halving."""
+    low, high = 0.0, 1.0
+    while t_probability(high, freedom) < share and high < 1e6:
+        high *= 2
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if t_probability(middle, freedom) < share else (low, middle)
+    return (low + high) / 2

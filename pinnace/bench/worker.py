@@ -1,0 +1,72 @@
+"""``python -m pinnace.bench.worker PROGRAM OPTIONS``: one measured program in a process of its own.
+
+Only the standard library is imported before the program's own file, so that peers' environments can run it.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+import time
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any, Final
+
+from pinnace.bench.jobs import IDS, PROMPT, TEXTS
+from pinnace.bench.loop import serve
+
+# Program -> where it is opened.
+PROGRAMS: Final[Mapping[str, str]] = MappingProxyType(
+    {
+        "pinnace": "pinnace.bench.own:open_own",
+        "limits": "pinnace.bench.limits:Limits",
+        "transformers": "pinnace.bench.peer_torch:open_transformers",
+        "sentence-transformers": "pinnace.bench.peer_torch:SentenceTransformers",
+        "optimum": "pinnace.bench.peer_torch:open_optimum",
+        "fastembed": "pinnace.bench.peer_graphs:FastEmbed",
+        "openvino": "pinnace.bench.peer_graphs:OpenVino",
+        "onnxruntime": "pinnace.bench.peer_graphs:BareOnnxRuntime",
+        "onnxruntime-genai": "pinnace.bench.peer_decoders:GenAI",
+        "llama.cpp": "pinnace.bench.peer_decoders:LlamaCpp",
+    }
+)
+# Peer -> the kinds of jobs that it can do.
+PEERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
+    {
+        "transformers": (IDS, TEXTS, PROMPT),
+        "sentence-transformers": (TEXTS,),
+        "optimum": (IDS, TEXTS, PROMPT),
+        "fastembed": (TEXTS,),
+        "openvino": (IDS,),
+        "onnxruntime": (IDS,),
+        "onnxruntime-genai": (PROMPT,),
+        "llama.cpp": (PROMPT,),
+    }
+)
+
+
+def main(argv: list[str]) -> int:
+    """Serve a program; with ``once`` as a third word, answer a job's first query and end, for a cold start."""
+    name, options = argv[0], json.loads(argv[1])
+
+    def load() -> Any:
+        module, _, inside = PROGRAMS[name].partition(":")
+        start = time.perf_counter()
+        opener = getattr(importlib.import_module(module), inside)
+        imported = time.perf_counter() - start
+        program = opener(options)
+        # A program that imports its libraries only as it opens says itself how long that took.
+        program.import_s = getattr(program, "import_s", imported)
+        return program
+
+    if len(argv) > 2:
+        program = load()
+        program.prepare(json.loads(argv[2])).ask(0, lambda: None)
+    else:
+        serve(load)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
