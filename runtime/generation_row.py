@@ -30,8 +30,8 @@ class Token:
         text: text that became whole with it; empty without a tokenizer.
         logprob: natural logarithm of the model's probability of the token, before any option changed it.
         top_logprobs: the likeliest tokens and their logarithms, where asked for.
-        reason: why the row ended: ``eos``, ``stop_string``, ``length``, ``time``, ``cancelled`` or ``error``; None before
-            its end.
+        reason: why the row ended: ``eos``, ``stop_string``, ``length``, ``time``, ``cancelled`` or ``error``; None
+            before its end.
         error: what went wrong in this row, and in no other one, where the reason is ``error``.
     """
 
