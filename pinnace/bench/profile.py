@@ -295,13 +295,13 @@ def _phase(
             key, flops, read = nodes[node.name]
             sums = cells.setdefault(key, [0.0, 0.0, 0.0, 0.0])
             for place, value in enumerate((1, node.seconds, flops, read)):
-                sums[place] += value / len(chosen)
+                sums[place] += value
             inside += node.seconds
             if key[0] == OUTSIDE:
                 outside[node.op_type] += 1
     running = math.fsum(run.seconds for _, run in chosen)
     whole = math.fsum(seconds for seconds, _ in chosen)
-    costs = [Cost(*key, *sums) for key, sums in cells.items()]
+    costs = [Cost(*key, *(value / len(chosen) for value in sums)) for key, sums in cells.items()]
     for layer, seconds in ((BETWEEN_NODES, running - inside), (AROUND, whole - running)):
         costs.append(Cost(layer, OTHER, layer, 0, seconds / len(chosen)))
     quiet = _middle(plain, float)
