@@ -13,7 +13,7 @@ import numpy as np
 from pinnace.compare import GATES, Difference
 from pinnace.export.cases import Case
 from pinnace.export.validate import Outputs, Validation
-from pinnace.spec import GOLDEN_NAME
+from pinnace.spec import GOLDEN_NAME, NOT_VALIDATED
 
 
 def certificate(checks: Mapping[str, Validation | None], oracle: str) -> dict[str, Any]:
@@ -32,7 +32,7 @@ def certificate(checks: Mapping[str, Validation | None], oracle: str) -> dict[st
 
 def _variant(precision: str, check: Validation | None) -> dict[str, Any]:
     if check is None:
-        return {"verdict": "not validated"}
+        return {"verdict": NOT_VALIDATED}
     return {
         "verdict": "passed",
         "gate": dataclasses.asdict(GATES[precision]),

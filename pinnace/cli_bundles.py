@@ -28,14 +28,19 @@ def verify(arguments: SimpleNamespace, console: Console) -> int:
     from pinnace.runtime.verify import verify_bundle
 
     console.stage("reading every file")
-    report = verify_bundle(arguments.bundle, device=arguments.device or "cpu", threads=arguments.threads)
+    report = verify_bundle(
+        arguments.bundle, device=arguments.device or "cpu", threads=arguments.threads, strict=arguments.strict
+    )
     if console.json:
         console.result_json({**report.to_dict(), "seconds": round(console.seconds, 3)})
     else:
         width = max(len(check.name) for check in report.checks)
         for check in report.checks:
-            console.result(f"{'ok  ' if check.ok else 'FAIL'}  {check.name:<{width}}  {check.detail}")
+            word = "skip" if check.skipped else "ok  " if check.ok else "FAIL"
+            console.result(f"{word}  {check.name:<{width}}  {check.detail}")
     folder = shlex.quote(arguments.bundle)
+    if report.skipped:
+        console.warn(f"{arguments.bundle} is whole, and its numbers were never checked: {', '.join(report.skipped)}")
     if report.ok:
         form = FORMS.get(Bundle.open(arguments.bundle, verify=False).manifest.task)
         console.next(f"pinnace run {folder} {form.example}" if form else f"pinnace inspect {folder}")

@@ -98,7 +98,7 @@ _ROWS: Final = (
         "Check a bundle on this machine: hashes, graphs, certificate, and the numbers it gives here.",
         "pinnace.cli_bundles:verify",
         (_BUNDLE,),
-        (_DEVICE, _THREADS),
+        (_DEVICE, _THREADS, Flag("strict", "fail where numbers were never compared with PyTorch (--no-validate)")),
         ("pinnace verify bert-qa", "pinnace verify bert-qa --device cuda"),
     ),
     Command(

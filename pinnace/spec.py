@@ -17,6 +17,7 @@ from pinnace.records import build
 
 MANIFEST_NAME: Final = "manifest.json"
 CERTIFICATE_NAME: Final = "certificate.json"
+NOT_VALIDATED: Final = "not validated"  # verdict on a variant that was compared with nothing
 GOLDEN_NAME: Final = "golden.npz"
 MANIFEST_FORMAT: Final = 1
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")

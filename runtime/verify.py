@@ -7,24 +7,33 @@ import json
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from pinnace.errors import BundleError, CheckFailed, PinnaceError
 from pinnace.runtime import golden, hygiene, integrity
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.providers import parse_device
 from pinnace.runtime.session import Session
-from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, Manifest
+from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, NOT_VALIDATED, Manifest
+
+_NEVER: Final = (
+    "exported with --no-validate: never compared with PyTorch, so there are no golden numbers to compare with here. "
+    "Export without --no-validate to have them"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class Check:
-    """One check: what was looked at, the verdict, the numbers or the reason, and the exit code where it failed."""
+    """One check: what was looked at, the verdict, the numbers or the reason, and the exit code where it failed.
+
+    One that was ``skipped`` found nothing wrong, for it had nothing to compare with.
+    """
 
     name: str
     ok: bool
     detail: str
     exit_code: int = 0
+    skipped: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +45,7 @@ class VerifyReport:
 
     @property
     def ok(self) -> bool:
-        """Whether every check passed."""
+        """Whether no check failed."""
         return all(check.ok for check in self.checks)
 
     @property
@@ -44,20 +53,30 @@ class VerifyReport:
         """0: all passed; 1: numbers differ; 3: damaged or unsafe; 5: this machine cannot."""
         return max((check.exit_code for check in self.checks if not check.ok), default=0)
 
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """Names of the checks that had nothing to compare with."""
+        return tuple(check.name for check in self.checks if check.skipped)
+
     def to_dict(self) -> dict[str, Any]:
         """Return the report as plain data."""
-        return {"path": self.path, "ok": self.ok, "checks": [dataclasses.asdict(check) for check in self.checks]}
+        checks = [dataclasses.asdict(check) for check in self.checks]
+        return {"path": self.path, "ok": self.ok, "skipped": list(self.skipped), "checks": checks}
 
 
-def verify_bundle(path: str | Path, *, device: str = "cpu", threads: int | None = None) -> VerifyReport:
+def verify_bundle(
+    path: str | Path, *, device: str = "cpu", threads: int | None = None, strict: bool = False
+) -> VerifyReport:
     """Check everything about a bundle that can be checked where it is used.
 
     Nothing is remembered or taken from memory: every file is read. Where files are damaged or unsafe, nothing is run.
+    The numbers of a bundle that was exported without validation have nothing to be compared with: they are skipped.
 
     Args:
         path: the bundle's folder.
         device: where to run the golden inputs.
         threads: threads of a run.
+        strict: what would be skipped fails.
 
     Raises:
         BundleError: no such folder, or no readable manifest in it.
@@ -75,7 +94,10 @@ def verify_bundle(path: str | Path, *, device: str = "cpu", threads: int | None 
     checks.append(_check("certificate", partial(_certificate, bundle)))
     if all(check.ok for check in checks):
         for precision in manifest.variants:
-            checks.append(_check(f"numbers {precision}", partial(_numbers, bundle, precision, device, threads)))
+            if _never_compared(bundle):
+                checks.append(Check(f"numbers {precision}", not strict, _NEVER, int(strict), skipped=not strict))
+            else:
+                checks.append(_check(f"numbers {precision}", partial(_numbers, bundle, precision, device, threads)))
     return VerifyReport(str(bundle.path), tuple(checks))
 
 
@@ -155,6 +177,14 @@ def certificate_summary(data: Mapping[str, Any]) -> dict[str, str]:
             words += f", largest difference {numbers[worst]:.3g} ({worst})"
         summary[str(precision)] = words
     return summary
+
+
+def _never_compared(bundle: Bundle) -> bool:
+    """Whether the export compared nothing, and says so: then there can be no golden numbers."""
+    variants = read_certificate(bundle).get("variants")
+    records = list(variants.values()) if isinstance(variants, dict) else []
+    unchecked = bool(records) and all(isinstance(r, dict) and r.get("verdict") == NOT_VALIDATED for r in records)
+    return unchecked and GOLDEN_NAME not in bundle.manifest.files
 
 
 def _shared_facts(manifest: Manifest) -> dict[str, str]:

@@ -50,6 +50,8 @@ def test_module_is_the_same_command(tmp_path: Path) -> None:
     assert done.stdout.startswith("out\n  BertModel for feature-extraction, from tiny-embed\n")
     assert "fp32 (ort, opset " in done.stdout and "model.onnx" in done.stdout and "not validated" in done.stdout
     assert done.stderr.splitlines()[-1] == 'next: pinnace run out "It works."'
+    assert main(["verify", str(tmp_path / "out")]) == 0
+    assert main(["verify", str(tmp_path / "out"), "--strict"]) == 1
 
 
 def test_fresh_and_unexpected_weights_are_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 
+from pinnace.cli import main
 from pinnace.errors import BundleError, UsageError
 from pinnace.runtime import cpu, doctor, ort, threads
 from pinnace.runtime.golden import MAX_BYTES, read_golden
@@ -123,6 +124,38 @@ def test_evidence_that_is_missing(folder: Path, name: str) -> None:
     write_manifest(folder)
     report = verify_bundle(folder)
     assert report.exit_code == 3 and f"lists no {name}" in "".join(c.detail for c in report.checks if not c.ok)
+
+
+def not_validated(folder: Path) -> None:
+    (folder / "certificate.json").write_text('{"variants": {"fp32": {"verdict": "not validated"}}}')
+    write_manifest(folder)
+
+
+def test_numbers_that_were_never_compared_are_skipped_and_strictly_fail(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "golden.npz").unlink()
+    not_validated(folder)
+    report = verify_bundle(folder)
+    assert (report.ok, report.exit_code, report.skipped) == (True, 0, ("numbers fp32",))
+    assert "never compared with PyTorch" in report.checks[-1].detail
+    assert report.to_dict()["skipped"] == ["numbers fp32"]
+    strict = verify_bundle(folder, strict=True)
+    assert (strict.exit_code, failed(strict), strict.skipped) == (1, ["numbers fp32"], ())
+    assert main(["verify", str(folder)]) == 0
+    shown = capsys.readouterr()
+    assert "skip  numbers fp32" in shown.out and "its numbers were never checked" in shown.err
+    assert main(["verify", str(folder), "--strict"]) == 1
+    assert "FAIL  numbers fp32" in capsys.readouterr().out
+    # Damage is found as in any bundle.
+    (folder / "model.onnx").write_bytes(b"")
+    assert verify_bundle(folder).exit_code == 3
+
+
+def test_golden_numbers_count_whatever_the_certificate_says(folder: Path) -> None:
+    not_validated(folder)
+    report = verify_bundle(folder)
+    assert report.skipped == () and report.checks[-1].detail.startswith("2 cases")
 
 
 def write_bomb(path: Path) -> None:
