@@ -238,7 +238,7 @@ def test_without_the_optimised_graph_no_time_is_dropped(
     ],
 )
 def test_what_an_encoder_cannot_do(
-    bundle_of: Export, scratch: Path, given: dict[str, int], kind: type[Exception], said: str
+    bundle_of: Export, scratch: Path, given: dict[str, Any], kind: type[Exception], said: str
 ) -> None:
     with pytest.raises(kind, match=said):
         profile_bundle(bundle_of(NER), threads=1, **given)

@@ -164,6 +164,8 @@ class Ruler:
     def __init__(self, axis: Axis, values: Sequence[float]) -> None:
         self.axis = axis
         given = [value for value in (*values, *axis.ticks, axis.low, axis.high) if value is not None]
+        if axis.log:  # the low end of an interval may be below zero
+            given = [value for value in given if value > 0]
         low, high = min(given), max(given)
         if axis.log:
             room = max(math.log10(high / low), 0.3) * 0.06

@@ -85,7 +85,7 @@ def roofline(view: View) -> Plot | LeftOut:
     for points in view.places():
         for point in points:
             limit = view.result.limit(view.result.candidate(point.candidate).threads)
-            if limit is not None and point.work is not None:
+            if point.work is not None and limit is not None and min(limit.gemm_flops, limit.memory_bytes_s) > 0:
                 marks = [(mark, limit) for mark in _attained(point, limit)]
                 placed.setdefault(point.candidate, []).extend(marks)
     placed = {name: marks for name, marks in placed.items() if marks}

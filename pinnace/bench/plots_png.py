@@ -16,6 +16,7 @@ _DPI: Final = 130
 _MARKERS: Final = ("o", "s", "D", "^")
 _ARROWS: Final = {"less": "  ← better", "more": "  better →"}
 _SOFT: Final = "#5b6570"
+_MOST_LETTERS: Final = 36  # of a name
 
 
 def draw_png(title: str, plots: Sequence[Plot]) -> bytes:
@@ -39,11 +40,11 @@ def draw_png(title: str, plots: Sequence[Plot]) -> bytes:
     figure = Figure(figsize=(_INCHES[0] * columns, _INCHES[1] * lines * tall + 0.6), dpi=_DPI)
     figure.set_layout_engine("constrained", hspace=0.08, wspace=0.06)
     FigureCanvasAgg(figure)
-    figure.suptitle(_plain(title), fontsize=17, fontweight="bold")
+    figure.suptitle(_plain(title, 90), fontsize=17, fontweight="bold")
     for place, plot in enumerate(plots):
         axes = figure.add_subplot(lines, columns, place + 1)
         heading = "\n".join(textwrap.wrap(plot.title, 54))
-        axes.set_title(_plain(heading), fontsize=11.5, fontweight="bold", loc="left", pad=8)
+        axes.set_title(_plain(heading, 200), fontsize=11.5, fontweight="bold", loc="left", pad=8)
         if isinstance(plot, RowsPlot):
             _draw_rows(axes, plot)
         else:
@@ -61,9 +62,10 @@ def _has_rows(plots: Sequence[Plot]) -> bool:
     return any(isinstance(plot, RowsPlot) for plot in plots)
 
 
-def _plain(text: str) -> str:
-    """Text as it is: a dollar sign would begin a formula."""
-    return text.replace("$", r"\$")
+def _plain(text: str, most: int = _MOST_LETTERS) -> str:
+    """Text as it is, since a dollar sign would begin a formula; cut where it would push the plot aside."""
+    cut = text if len(text) <= most else text[: most - 1] + "…"
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in cut).replace("$", r"\$")
 
 
 def _colour(place: int) -> str:
@@ -78,7 +80,7 @@ def _rule(axes: Any, side: str, ruler: Ruler) -> None:
     own = getattr(axes, f"{side}axis")
     own.set_ticks(list(ruler.ticks), [ruler.tick_text(tick) for tick in ruler.ticks])
     own.set_ticks([], minor=True)
-    own.set_label_text(_plain(ruler.title) + _ARROWS.get(ruler.axis.better, ""), color=_SOFT)
+    own.set_label_text(_plain(ruler.title, 80) + _ARROWS.get(ruler.axis.better, ""), color=_SOFT)
 
 
 def _draw_points(axes: Any, plot: XYPlot) -> None:
@@ -88,7 +90,7 @@ def _draw_points(axes: Any, plot: XYPlot) -> None:
     for guide in plot.guides:
         xs, ys = zip(*guide.points, strict=True)
         axes.plot(xs, ys, linestyle="--", linewidth=1.2, color=_SOFT)
-        axes.annotate(_plain(guide.label), guide.points[-1], xytext=(0, 5), textcoords="offset points", ha="right",
+        axes.annotate(_plain(guide.label, 80), guide.points[-1], xytext=(0, 5), textcoords="offset points", ha="right",
                       fontsize=8, color=_SOFT)  # fmt: skip
     for series in plot.series:
         colour = _colour(series.colour)
@@ -129,7 +131,7 @@ def _draw_rows(axes: Any, plot: RowsPlot) -> None:
             axes.plot([value, value], [place - 0.14, place + 0.3], color=_colour(row.colour), linewidth=2)
         if row.interval:
             axes.plot(row.interval, [place, place], color="#1b2027", linewidth=1.2, marker="|")
-        axes.annotate(_plain(row.text), (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
+        axes.annotate(_plain(row.text, 60), (1, place), xycoords=("axes fraction", "data"), xytext=(6, 0),
                       textcoords="offset points", va="center", fontsize=8, annotation_clip=False)  # fmt: skip
     if plot.legend:
         from matplotlib.patches import Patch

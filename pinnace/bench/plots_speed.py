@@ -43,7 +43,8 @@ def distributions(view: View) -> list[Plot | LeftOut]:
 def _distribution(view: View, kind: str, points: Sequence[Measured]) -> Plot:
     what, median = _SAMPLES[kind]
     ends = [np.quantile(point.samples[kind].values, (0.0, 0.995)) for point in points]
-    log = max(end[1] for end in ends) > _WIDE * min(end[0] for end in ends)
+    least, most = min(end[0] for end in ends), max(end[1] for end in ends)
+    log = least > 0 and most > _WIDE * least
     known = [(point.candidate, m) for point in points if (m := measure(point, median))]
     return RowsPlot(
         f"distribution-{kind}", _title(what),
@@ -158,9 +159,12 @@ def _by_rate(view: View) -> Plot | LeftOut:
             )
             for trial in point.curve if trial.latency_s > 0
         )  # fmt: skip
-        series.append(Series(point.candidate, view.colour(point.candidate), marks))
+        if marks:
+            series.append(Series(point.candidate, view.colour(point.candidate), marks))
         if m := measure(point, "highest_rate"):
             held.append((point.candidate, m))
+    if not series:
+        return LeftOut(key, title, "no query of the server scenario was answered")
     guides = []
     if settings.latency_bound_s:
         rates = [mark.x for one in series for mark in one.marks]

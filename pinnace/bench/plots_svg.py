@@ -17,6 +17,7 @@ _TOP, _BOTTOM, _LEFT, _RIGHT = 18, 50, 70, 22
 _ROW, _RIDGE, _GROUP = 30, 40, 30
 _LETTER: Final = 7.1  # width of a letter at 12 px; a guess that errs on the wide side
 _BOLD: Final = 1.1
+_NAME: Final = 24  # letters of a name beside a point; tooltips and tables have all
 _LINE: Final = 15
 _Place = Callable[[float, float], tuple[float, float]]
 Box = tuple[float, float, float, float]
@@ -40,8 +41,8 @@ def escape(text: str) -> str:
 def _points(plot: XYPlot) -> Iterator[str]:
     across, up = values_of(plot)
     x_ruler, y_ruler = Ruler(plot.x, across), Ruler(plot.y, up)
-    names = max([len(s.name) for s in plot.series if s.line and len(s.marks) > 1], default=0)
-    right = WIDTH - max(_RIGHT, min(200.0, names * _LETTER * _BOLD + 22) if names else _RIGHT)
+    names = max([min(len(s.name), _NAME) for s in plot.series if s.line and len(s.marks) > 1], default=0)
+    right = WIDTH - max(_RIGHT, names * _LETTER * _BOLD + 22 if names else _RIGHT)
     bottom = _HEIGHT - _BOTTOM
 
     def at(x: float, y: float) -> tuple[float, float]:
@@ -216,7 +217,8 @@ class _Labels:
 
     def name(self, series: Series, x: float, y: float) -> str:
         """Write a series' name beside its last point, moved up or down until it stands free."""
-        wide = len(series.name) * _LETTER * _BOLD
+        said = _cut(series.name, _NAME * _LETTER)
+        wide = len(said) * _LETTER * _BOLD
         # A line ends at the right, where the margin is kept free for names.
         near = 40 if series.line and len(series.marks) > 1 else 4
         right, left = x + 11, x - 11 - wide
@@ -231,7 +233,7 @@ class _Labels:
                     edge = start - 2 if start > x else start + wide + 2
                     far = abs(shift) > _LINE * 0.6
                     leader = f'<path class="leader" d="M{x:.1f} {y:.1f}L{edge:.1f} {y + shift:.1f}"/>' if far else ""
-                    return leader + _text(start, y + shift + 4, series.name, f"name t{series.colour % COLOURS}")
+                    return leader + _text(start, y + shift + 4, said, f"name t{series.colour % COLOURS}")
         return ""
 
     def along(self, text: str, first: float, last: float, y: float) -> str:
@@ -248,7 +250,7 @@ class _Labels:
 
     def beside(self, text: str, x: float, y: float) -> str:
         """Write a label above, below, left or right of a point."""
-        wide = len(text) * _LETTER * 0.92
+        wide = len(text) * _LETTER * 0.95
         for start, base in (
             (x - wide / 2, y - 11), (x - wide / 2, y + 19), (x + 10, y + 14), (x - wide - 10, y - 6), (x + 10, y - 6),
         ):  # fmt: skip
@@ -262,5 +264,5 @@ class _Labels:
         left, top, right, bottom = self._room
         inside = left <= box[0] and top <= box[1] and box[2] <= right and box[3] <= bottom
         return inside and not any(
-            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in self._taken
+            box[0] < other[2] and other[0] < box[2] and box[1] < other[3] and other[1] < box[3] for other in taken
         )

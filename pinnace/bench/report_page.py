@@ -14,6 +14,8 @@ from pinnace.bench.plots_svg import draw, escape
 LIGHT: Final = ("#0072b2", "#d55e00", "#00855f", "#b0508f", "#a87600", "#2a8fc9", "#5a5a5a", "#7b4fb3")
 _DARK: Final = ("#56b4e9", "#ff8a3c", "#2fd0a0", "#e48cc4", "#f0c040", "#9ad4ff", "#c4c4c4", "#b99cf0")
 
+_POLICY: Final = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+
 _STYLE: Final = """
 :root { color-scheme: light dark; --ink: #1b2027; --soft: #5b6570; --paper: #f5f6f8; --card: #fff; --rule: #dfe3e8;
   --good: #00694b; --tint: #eef4fa; LIGHT }
@@ -109,7 +111,7 @@ def page(title: str, lead: str, body: Iterable[str], footer: str) -> str:
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8"/>\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         # Whatever a name in the data may try, the page loads and runs nothing.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\"/>\n"
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>\n'
         f'<meta name="generator" content="pinnace {__version__}"/>\n<link rel="icon" href="data:,"/>\n'
         f"<title>{escape(title)}</title>\n<style>{_style()}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>\n'
