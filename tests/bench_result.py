@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
+from pinnace.bench import report
+from pinnace.bench.plots import LeftOut, Plot
 from pinnace.bench.results import (
     Accuracy,
     Candidate,
@@ -30,6 +34,17 @@ CANDIDATES = (
 MISSING = "sentence-transformers"
 GEMM, MEMORY = 82e9, 14e9
 FLOPS_OF_A_TOKEN, WEIGHTS = 1.7e8, 340e6
+
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src="http://evil.test/x" onerror="alert(1)">',
+    "]]></svg></style><style>*{display:none}",
+    "url(http://evil.test)",
+    "null \x00 bell \x07 escape \x1b[31m surrogate \ud800 right-to-left \u202e",
+    "$\\frac{1}{0}$ & very " + "long " * 30,
+    "日本語の名前",
+)
 
 
 def measured(value: float, spread: float = 0.02) -> Measure:
@@ -141,3 +156,27 @@ def decoder_result(prompts: Sequence[int] = (32, 128, 512)) -> Result:
 
 def machine() -> Machine:
     return Machine("A processor of 2 cores", ("avx2",), "Linux x86_64", 2, 2.0, 8 << 30, 1 << 20, 0.1, False)
+
+
+def renamed(result: Result, old: str, new: str) -> Result:
+    return dataclasses.replace(
+        result,
+        candidates=tuple(
+            dataclasses.replace(one, name=new, model=new, missing=one.missing and new) if one.name == old else one
+            for one in result.candidates
+        ),
+        points=tuple(dataclasses.replace(one, candidate=new) if one.candidate == old else one for one in result.points),
+    )
+
+
+def drawn(result: Result) -> dict[str, Plot]:
+    return {plot.key: plot for plot in report.plots_of(result) if not isinstance(plot, LeftOut)}
+
+
+def pixels(png: bytes) -> np.ndarray[Any, Any]:
+    """A picture's colours, every tenth pixel, [.., .., 3] from 0 to 1."""
+    import io
+
+    from matplotlib.image import imread
+
+    return np.asarray(imread(io.BytesIO(png), format="png"))[::10, ::10, :3]

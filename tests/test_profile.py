@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from pinnace.bench import profile as profiling
-from pinnace.bench.profile import AROUND, BETWEEN_NODES, NOT_LAYERS, Profile, group, profile_bundle
+from pinnace.bench.profile import profile_bundle
 from pinnace.bench.profile_events import read_runs
 from pinnace.bench.profile_map import ATTENTION, BESIDE, HEAD, MLP, NORMS, OTHER, OUTSIDE, NodeMap
+from pinnace.bench.profile_records import AROUND, BETWEEN_NODES, NOT_LAYERS, Profile, group
 from pinnace.bench.profile_table import render
 from pinnace.bench.profile_work import ProfiledSession
 from pinnace.cli import main

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Final
 
-from pinnace.bench.profile import NOT_LAYERS, Cost, Phase, Profile, group
+from pinnace.bench.profile_records import NOT_LAYERS, Cost, Phase, Profile, group
 from pinnace.units import digits, in_unit
 
 HEADS: Final = ("share", "ms a run", "calls", "GFLOP/s", "of GEMM", "of memory")

@@ -9,6 +9,7 @@ from typing import Final
 from pinnace.bench import plots_limits, plots_speed
 from pinnace.bench.measures import LESS, MEASURES, RUN, START
 from pinnace.bench.plots import LeftOut, Plot
+from pinnace.bench.plots_png import draw_png
 from pinnace.bench.plots_view import THROUGHPUT, View, lead, listed, measure, ranked, shown, spread
 from pinnace.bench.report_file import write_whole
 from pinnace.bench.report_page import (
@@ -25,6 +26,7 @@ from pinnace.bench.report_page import (
     table,
 )
 from pinnace.bench.results import Candidate, Measure, Point, Result
+from pinnace.errors import UsageError
 from pinnace.units import in_unit
 
 # The numbers at the top: a question and the measures that answer it, the first that is there.
@@ -55,8 +57,6 @@ def plots_of(result: Result) -> list[Plot | LeftOut]:
 def render(result: Result) -> str:
     """Return the report as one HTML document that loads nothing."""
     view = View(result)
-    models = list(dict.fromkeys(candidate.model for candidate in result.candidates))
-    title = f"Benchmark of {listed(models) if models else 'nothing'}"
     machine = result.machine
     count = len(view.measured)
     lead = (
@@ -65,7 +65,7 @@ def render(result: Result) -> str:
     )
     checks = [f"{name}: {'agrees' if ok else 'DOES NOT AGREE'}" for name, ok in result.checks.items()]
     return page(
-        title,
+        _title(result),
         lead,
         [
             section(f"At {view.main.label}", facts(_headlines(view))) if view.main else "",
@@ -87,6 +87,25 @@ def write_report(result: Result, path: str | Path) -> None:
         MachineError: the file cannot be written.
     """
     write_whole(path, render(result))
+
+
+def write_png(result: Result, path: str | Path) -> None:
+    """Write the plots as one PNG, whole or not at all.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+        MachineError: the file cannot be written.
+        UsageError: there is nothing to draw.
+    """
+    drawn = [plot for plot in plots_of(result) if not isinstance(plot, LeftOut)]
+    if not drawn:
+        raise UsageError("nothing was measured, so there is no picture; the HTML report says why")
+    write_whole(path, draw_png(_title(result), drawn))
+
+
+def _title(result: Result) -> str:
+    models = list(dict.fromkeys(candidate.model for candidate in result.candidates))
+    return f"Benchmark of {listed(models) if models else 'nothing'}"
 
 
 def _headlines(view: View) -> list[Fact]:

@@ -8,8 +8,9 @@ from typing import Final
 
 from pinnace.bench.plots import Axis, LeftOut, Plot, Row, RowsPlot, Segment
 from pinnace.bench.plots_png import draw_png
-from pinnace.bench.profile import NOT_LAYERS, WARM_UPS, Cost, Phase, Profile, group
+from pinnace.bench.profile import WARM_UPS
 from pinnace.bench.profile_map import ATTENTION, MLP, NORMS, OTHER
+from pinnace.bench.profile_records import NOT_LAYERS, Cost, Phase, Profile, group
 from pinnace.bench.profile_table import HEADS, headline, notes, rows
 from pinnace.bench.report_file import write_whole
 from pinnace.bench.report_page import Cell, Fact, TableRow, bullets, facts, figures, page, pairs, section, table
