@@ -187,7 +187,7 @@ class Writer:
             self.positions += ids.shape[1]
             return run(batch, ids, *given)
 
-        decoder.Batch.run = counted  # type: ignore[method-assign]
+        decoder.Batch.run = counted  # type: ignore[method-assign, assignment]
 
     def write(
         self, count: int, drafts: int, options: dict[str, Any], ids: list[int] | None = None, text: str = ""

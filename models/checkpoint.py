@@ -29,8 +29,8 @@ _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _SHOWN: Final = 20
-# End of a weight's name -> the key of config.json that counts its rows, where another key could be meant.
-_COUNTED_BY: Final[Mapping[str, str]] = types.MappingProxyType(
+# Weight -> the key of config.json that counts its rows, where the two vocabularies may be of unlike size.
+_COUNTED_BY: Final = types.MappingProxyType(
     {"embed_tokens.weight": "vocab_size", "lm_head.weight": "output_vocab_size"}
 )
 
@@ -89,13 +89,8 @@ class Resolution:
 
     def _counts(self) -> str:
         """What config.json would have to say for weights whose rows it counts."""
-        found = (
-            f"{key} is {got[0]}"
-            for name, need, got in self.mismatched
-            for ending, key in _COUNTED_BY.items()
-            if name.endswith(ending) and need[1:] == got[1:]
-        )
-        said = ", ".join(found)
+        keys = [(_COUNTED_BY.get(name.removeprefix("model.")), need, got) for name, need, got in self.mismatched]
+        said = ", ".join(f"{key} is {got[0]}" for key, need, got in keys if key and need[1:] == got[1:])
         return f"\n  they fit where config.json says: {said}" if said else ""
 
 

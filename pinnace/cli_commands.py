@@ -32,7 +32,7 @@ _ROWS: Final = (
             Flag("static", "fixed sizes, such as batch=1,sequence=128, for accelerators", "SIZES", convert=as_sizes),
             Flag("hidden-states", "also give every layer's output"),
             Flag("attentions", "also give every layer's attention weights"),
-            Flag("all-logits", "give a causal model's logits for every position: for scores and prompt_lookup_num_tokens"),
+            Flag("all-logits", "a causal model's logits for every position: for scores and prompt_lookup_num_tokens"),
             Flag("random-weights", "no checkpoint: random weights in the configured shape, for work on latency"),
             Flag("config", "changes of the configuration, such as num_hidden_layers=2", "K=V,..."),
             Flag("labels", "names of a classifier's labels in order: a,b,c or @FILE with one a line", "LABELS"),

@@ -137,9 +137,9 @@ def test_the_configuration_is_read_by_any_of_its_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"text_config": None}, "'apertus1p5' .Apertus 1.5., whose language model stands in text_config: got 'NoneType'"),
+        ({"text_config": None}, "'apertus1p5' .*, whose language model stands in text_config: got 'NoneType'"),
         ({"text_config": {"model_type": "llama"}}, "got 'llama' there, expected a model_type of 'apertus1p5_text'"),
-        ({"text_config": text_config(output_vocab_size=62)}, "output_vocab_size is 62, expected at most vocab_size, 61"),
+        ({"text_config": text_config(output_vocab_size=62)}, "output_vocab_size is 62, expected at most vocab_size"),
         ({"tie_word_embeddings": True}, "output_vocab_size is 41 and vocab_size 61, so that tie_word_embeddings"),
         ({"text_config": text_config(new_part=1)}, "unknown key 'new_part'"),
         ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config"),
@@ -152,6 +152,6 @@ def test_what_is_not_such_a_configuration_is_named(changes: dict[str, Any], text
 
 def test_an_embedding_with_more_rows_than_the_configuration_says_is_explained(tmp_path: Path) -> None:
     laid_out(tmp_path / "checkpoint", vocab_size=WRITTEN, output_vocab_size=None)
-    with pytest.raises(Exception, match="they fit where config.json says: vocab_size is 61") as caught:
+    with pytest.raises(Exception, match=r"they fit where config\.json says: vocab_size is 61") as caught:
         export(tmp_path / "checkpoint", output=tmp_path / "bundle")
     assert getattr(caught.value, "exit_code", None) == 3

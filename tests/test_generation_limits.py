@@ -297,7 +297,7 @@ def poisoned(folder: Path, at: int) -> Path:
     )
 
 
-OF_ALL = {"max_new_tokens": 4, "eos_token_id": ()}
+OF_ALL: dict[str, Any] = {"max_new_tokens": 4, "eos_token_id": ()}
 
 
 @pytest.mark.parametrize("together", [1, 2, 3])
@@ -337,6 +337,7 @@ def test_options_that_forbid_one_row_every_token_fail_it_alone(opened: Opened) -
         **OF_ALL,
         "bad_words_ids": [[*rows[1][-1:].tolist(), *second, i] for i in range(VOCABULARY)],
     }
+    more: dict[str, Any]
     for more in ({}, {"batch_size": 1}, {"prompt_lookup_num_tokens": 3}):
         with pytest.raises(NumericalError, match="prompt 1: the options forbid every token") as caught:
             generator.generate(rows, **never, **more)
