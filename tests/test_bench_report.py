@@ -128,7 +128,9 @@ def test_every_figure_is_in_the_table() -> None:
     for owner in owners:
         for name, found in owner.measures.items():
             if found.value is not None:
-                assert any(cell.startswith(in_unit(found.value, MEASURES[name].unit)) for cell in cells), name
+                # Rates have their unit in the head of the column.
+                text = re.sub(r" (texts|tokens|queries)/s$", "", in_unit(found.value, MEASURES[name].unit))
+                assert any(cell.startswith(text) for cell in cells), name
 
 
 def test_a_full_result_has_every_plot() -> None:

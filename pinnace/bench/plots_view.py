@@ -8,7 +8,7 @@ from typing import Final
 
 from pinnace.bench.measures import LESS, MEASURES
 from pinnace.bench.results import SCENARIOS, Candidate, Measure, Point, Result
-from pinnace.units import digits, in_unit
+from pinnace.units import digits, in_unit, scale_for
 
 SINGLE: Final = "single-stream"
 # The measure that says how much work is done, the first that a point has.
@@ -91,9 +91,12 @@ def shown(name: str, found: Measure) -> str:
 
 
 def spread(name: str, found: Measure) -> str:
-    """Its interval for a reader: ``12.1 ms to 12.6 ms``; empty where it has none."""
+    """Its interval for a reader, in the unit of the value: ``12.1–12.6``; empty where it has none."""
     ends = interval(found)
-    return " to ".join(in_unit(end, MEASURES[name].unit) for end in ends) if ends else ""
+    if ends is None or found.value is None:
+        return ""
+    factor = scale_for(found.value, MEASURES[name].unit).factor
+    return "–".join(digits(end * factor) for end in ends)
 
 
 Known = tuple[str, Measure, float]  # whose it is, the measure, and its value

@@ -25,9 +25,9 @@ from pinnace.bench.report_page import (
     section,
     table,
 )
-from pinnace.bench.results import Candidate, Measure, Point, Result
+from pinnace.bench.results import SCENARIOS, Candidate, Measure, Point, Result
 from pinnace.errors import UsageError
-from pinnace.units import in_unit
+from pinnace.units import digits, in_unit
 
 # The numbers at the top: a question and the measures that answer it, the first that is there.
 _HEADLINES: Final = (
@@ -70,7 +70,7 @@ def render(result: Result) -> str:
         [
             section(f"At {view.main.label}", facts(_headlines(view))) if view.main else "",
             section("Pictures", figures(plots_of(result))),
-            section("All figures", _points_table(view), _reasons(result)),
+            section("All figures", _points_tables(view), _reasons(result)),
             section("Each candidate", _candidates_table(view)),
             section("Checked after the clock", bullets(checks)),
             section("Machine and settings", halves(_machine(result), _settings(result))),
@@ -122,7 +122,7 @@ def _headlines(view: View) -> list[Fact]:
         ordered, equal = ranked(name, [(who, m) for who, owner in owners if (m := measure(owner, name))])
         best, found, _ = ordered[0]
         if len(ordered) == 1:
-            more = spread(name, found)
+            more = f"95 % interval {spread(name, found)}" if spread(name, found) else ""
         elif equal:
             more = f"not to be told from {listed(equal)}"
         else:
@@ -131,12 +131,20 @@ def _headlines(view: View) -> list[Fact]:
     return made
 
 
-def _points_table(view: View) -> str:
-    names = [name for name in RUN if any(name in point.measures for point in view.result.points)]
-    if not names:
-        return ""
+def _points_tables(view: View) -> str:
+    """A table for each scenario: they have different measures."""
+    places = view.places()
+    return "".join(
+        _points_table(view, scenario, chosen)
+        for scenario in SCENARIOS
+        if (chosen := [points for points in places if points[0].scenario == scenario])
+    )
+
+
+def _points_table(view: View, scenario: str, places: Sequence[Sequence[Point]]) -> str:
+    names = [name for name in RUN if any(measure(point, name) for points in places for point in points)]
     rows = []
-    for points in view.places():
+    for points in places:
         rows.append(TableRow(points[0].label))
         ordered = sorted(points, key=lambda point: view.colour(point.candidate))
         best = {name: _best(name, [point.measures.get(name) for point in ordered]) for name in names}
@@ -148,14 +156,22 @@ def _points_table(view: View) -> str:
             )
             for point in ordered
         ]
-    heads = ["candidate", *(MEASURES[name].title for name in names)]
-    return table(
-        "All figures", heads, rows, "Small numbers are 95 % bootstrap intervals; the best of a place is bold and green."
-    )
+    said = "Small numbers are 95 % bootstrap intervals; the best of a place is bold and green."
+    return table(f"All figures, {scenario}", ["candidate", *map(_head, names)], rows, said)
+
+
+def _head(name: str) -> str:
+    """A column's head; rates have their unit here and not in every cell."""
+    kind = MEASURES[name]
+    return f"{kind.title} ({kind.unit})" if _is_rate(name) and "/s" not in kind.title else kind.title
+
+
+def _is_rate(name: str) -> bool:
+    return MEASURES[name].unit in ("texts/s", "tokens/s", "queries/s")
 
 
 def _candidates_table(view: View) -> str:
-    names = [name for name in START if any(name in one.measures for one in view.result.candidates)]
+    names = [name for name in START if any(measure(one, name) for one in view.measured)]
     best = {name: _best(name, [one.measures.get(name) for one in view.measured]) for name in names}
     agreement = any(one.accuracy for one in view.measured)
     rows = []
@@ -167,7 +183,7 @@ def _candidates_table(view: View) -> str:
             continue
         cells = [what, Cell(str(one.threads)), *(_cell(name, one.measures.get(name), best[name]) for name in names)]
         rows.append(TableRow(one.name, (*cells, *([_agreement(one)] if agreement else [])), view.colour(one.name)))
-    heads = ["candidate", "program", "threads", *(MEASURES[name].title for name in names)]
+    heads = ["candidate", "program", "threads", *map(_head, names)]
     return table("Each candidate", [*heads, *(["accuracy"] if agreement else [])], rows)
 
 
@@ -192,7 +208,8 @@ def _cell(name: str, found: Measure | None, best: float | None) -> Cell:
         return Cell("")
     if found.value is None:
         return Cell("", why=found.absent)
-    return Cell(shown(name, found), spread(name, found), best is not None and found.value == best)
+    text = digits(found.value) if _is_rate(name) else shown(name, found)
+    return Cell(text, spread(name, found), best is not None and found.value == best)
 
 
 def _best(name: str, measures: Sequence[Measure | None]) -> float | None:

@@ -41,8 +41,8 @@ figure { margin: 0; padding: 18px 20px 14px } figure svg { display: block; width
   margin: 10px auto 0 }
 figcaption { color: var(--soft); font-size: 14px; margin-top: 6px } .message { margin: 0 }
 .wide { grid-column: 1 / -1 } .box { padding: 14px 20px } .box ul { margin: 0; padding-left: 20px }
-.table { overflow-x: auto } table { border-collapse: collapse; width: 100%; font-size: 14px }
-th, td { padding: 7px 12px; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top }
+.table { overflow-x: auto; margin-bottom: 16px } table { border-collapse: collapse; width: 100%; font-size: 14px }
+th, td { padding: 6px 9px; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: nowrap }
 tbody tr:last-child > * { border-bottom: 0 } tbody th { font-weight: 600; white-space: nowrap }
 td.n, th.n { text-align: right; font-variant-numeric: tabular-nums; white-space: nowrap }
@@ -65,7 +65,8 @@ svg .ridge { fill-opacity: .3; stroke-width: 1.6 } svg .quantile { stroke-width:
 CLASSES
 @media print { body { background: #fff; font-size: 12px } main, header, footer { max-width: none; padding: 0 }
   figure, .fact, .box, tr { break-inside: avoid } .plots { display: block } figure { margin-bottom: 14px }
-  h2, h3 { break-after: avoid } .table { overflow: visible } table { font-size: 10px } th, td { padding: 4px 6px } }
+  h2, h3 { break-after: avoid } .table { overflow: visible } table { font-size: 8px }
+  th, td { padding: 3px 4px } td .spread { font-size: 7px } thead th, tbody th, td.n { white-space: normal } }
 """
 
 
