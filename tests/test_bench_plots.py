@@ -46,6 +46,19 @@ def test_the_roofline_stands_on_the_measured_limits() -> None:
     assert mark.y == pytest.approx(point.work.flops / time)
 
 
+def test_differences_that_nobody_would_notice_do_not_fill_the_picture() -> None:
+    result = encoder_result()
+    near = tuple(
+        dataclasses.replace(one, accuracy=one.accuracy and dataclasses.replace(one.accuracy, cosine_mean=1 - 2e-8))
+        for one in result.candidates
+    )
+    plot = drawn(dataclasses.replace(result, candidates=near))["accuracy"]
+    assert isinstance(plot, XYPlot)
+    assert plot.message.endswith("All give what the reference gives.")
+    ruler = Ruler(plot.y, [mark.y for series in plot.series for mark in series.marks])
+    assert max(len(ruler.tick_text(tick)) for tick in ruler.ticks) <= len("0.9998")
+
+
 def test_the_outline_of_a_distribution_has_its_peak_where_values_are() -> None:
     values = np.sort(np.random.default_rng(1).normal(0.010, 0.0005, 2000))
     shape = outline(values, log=False)

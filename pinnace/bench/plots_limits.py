@@ -22,6 +22,7 @@ _AGREEMENTS: Final[tuple[_Yardstick, ...]] = (
 )
 _ROOM: Final = 8.0  # the roofline shows this factor of intensity beside its points
 _MOST_LABELS: Final = 6
+_SAME, _SMALLEST_RANGE = 1e-5, 1e-3
 PROMPT, DECODE = "prompt", "decode"
 
 
@@ -49,18 +50,23 @@ def accuracy(view: View) -> Plot | LeftOut:
         detail = f"{name}: {shown(work, speed)}, {axis_title} {height:.5g}"
         mark = Mark(speed.value, height, interval(speed), None, "", detail)
         series.append(Series(name, view.colour(name), (mark,), line=False))
-    lowest = min(heights.values())
-    worst = next(name for name, height in heights.items() if height == lowest)
-    text = in_unit(lowest, "") if unit == "" else digits(lowest, 4)
-    top = max(0.0 if is_metric else 1.0, *heights.values())
+    lowest, top = min(heights.values()), max(0.0 if is_metric else 1.0, *heights.values())
+    if top - lowest < _SAME:
+        said = "All give what the reference gives." if not is_metric else "All are as accurate."
+    else:
+        worst = next(name for name, height in heights.items() if height == lowest)
+        text = in_unit(lowest, "") if unit == "" else digits(lowest, 4)
+        said = f"Least accurate: {worst}, {axis_title} {text}."
+    # What differs by less than anyone would notice must not fill the picture.
+    shown_range = max(top - lowest, _SMALLEST_RANGE)
     place = view.main.label if view.main else ""
     return XYPlot(
         key, title,
         f"Each point is a candidate at {place}; the best stand at the top right. Accuracy was compared after the "
         "clock, on the same inputs.",
-        f"{comparison(work, rows)} Least accurate: {worst}, {axis_title} {text}.",
+        f"{comparison(work, rows)} {said}",
         Axis("throughput", MEASURES[work].unit, better=MORE, low=0.0),
-        Axis(axis_title, unit, better=MORE, high=top + (top - lowest or 0.002) * 0.08),
+        Axis(axis_title, unit, better=MORE, low=top - shown_range * 1.08, high=top + shown_range * 0.08),
         tuple(series),
     )  # fmt: skip
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 from pinnace.bench.measures import LESS, MEASURES, MORE
 from pinnace.bench.plots import Axis, Guide, LeftOut, Mark, Plot, Point, Row, RowsPlot, Series, XYPlot
 from pinnace.bench.plots_view import THROUGHPUT, View, comparison, interval, measure
+from pinnace.bench.results import Measure, Samples
 from pinnace.bench.results import Point as Measured
-from pinnace.bench.results import Samples
 from pinnace.units import digits, in_unit
 
 # Kind of sample -> what it is called, and the measure that is its median.
@@ -131,7 +131,7 @@ def _by_batch(view: View) -> Plot | LeftOut:
         key, title,
         "Each line is a candidate, each point a batch size (×N: queries at once). Further right is more work done, "
         "further down is a shorter wait. Bars are 95 % intervals.",
-        f"Most work: {best[1]} with {best[2].label}, {in_unit(best[0], unit)} at {in_unit(best[2].y, 's')} a query.",
+        f"Most work measured: {best[1]} with {best[2].label}, {in_unit(best[0], unit)} at {in_unit(best[2].y, 's')} a query.",
         Axis("throughput", unit, better=MORE, low=0.0),
         Axis("median latency", "s", log=True, better=LESS),
         tuple(series),
@@ -216,11 +216,11 @@ def by_length(view: View) -> Plot | LeftOut:
 def _growth(series: Sequence[Series]) -> str:
     longest = max(series, key=lambda one: one.marks[-1].x / one.marks[0].x)
     first, last = longest.marks[0], longest.marks[-1]
-    others = [one.name for one in series if one.marks[-1].x == last.x]
-    fastest = min((one for one in series if one.name in others), key=lambda one: one.marks[-1].y)
     text = f"{digits(last.x / first.x)} times the tokens take {longest.name} {digits(last.y / first.y)} times as long."
-    if len(series) > 1:
-        text += f" At {last.x:,.0f} tokens {fastest.name} is fastest: {in_unit(fastest.marks[-1].y, 's')}."
+    ends = [(one.name, one.marks[-1]) for one in series if one.marks[-1].x == last.x]
+    if len(ends) > 1:
+        known = [(name, Measure(mark.y, *(mark.y_interval or (None, None)))) for name, mark in ends]
+        text += f" At {last.x:,.0f} tokens: {comparison('latency_p50_s', known)}"
     return text
 
 

@@ -13,7 +13,7 @@ from pinnace.bench.plots import Guide, Plot, Row, RowsPlot, Ruler, Series, XYPlo
 WIDTH: Final = 600
 COLOURS: Final = 8
 _HEIGHT: Final = 360
-_TOP, _BOTTOM, _LEFT, _RIGHT = 18, 50, 70, 22
+_TOP, _BOTTOM, _RIGHT = 18, 50, 22
 _ROW, _RIDGE, _GROUP = 30, 40, 30
 _LETTER: Final = 7.1  # width of a letter at 12 px; a guess that errs on the wide side
 _BOLD: Final = 1.1
@@ -44,19 +44,20 @@ def _points(plot: XYPlot) -> Iterator[str]:
     names = max([min(len(s.name), _NAME) for s in plot.series if s.line and len(s.marks) > 1], default=0)
     right = WIDTH - max(_RIGHT, names * _LETTER * _BOLD + 22 if names else _RIGHT)
     bottom = _HEIGHT - _BOTTOM
+    left = 36 + max(len(y_ruler.tick_text(tick)) for tick in y_ruler.ticks) * _LETTER
 
     def at(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + x_ruler.place(x) * (right - _LEFT), bottom - y_ruler.place(y) * (bottom - _TOP)
+        return left + x_ruler.place(x) * (right - left), bottom - y_ruler.place(y) * (bottom - _TOP)
 
-    yield from _frame_x(x_ruler, _LEFT, right, _TOP, bottom)
+    yield from _frame_x(x_ruler, left, right, _TOP, bottom)
     for value in y_ruler.ticks:
         y = at(x_ruler.low, value)[1]
-        yield f'<path class="grid" d="M{_LEFT} {y:.1f}H{right:.1f}"/>'
-        yield _text(_LEFT - 8, y + 4, y_ruler.tick_text(value), "tick", "end")
+        yield f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>'
+        yield _text(left - 8, y + 4, y_ruler.tick_text(value), "tick", "end")
     middle = (_TOP + bottom) / 2
     turn = f' transform="rotate(-90 16 {middle:.1f})"'
     yield _text(16, middle, y_ruler.title + _arrow(plot.y.better, "↓", "↑"), "axis", "middle", turn)
-    labels = _Labels((_LEFT, _TOP - 12, WIDTH, bottom))
+    labels = _Labels((left, _TOP - 12, WIDTH, bottom))
     for series in plot.series:
         places = [at(mark.x, mark.y) for mark in series.marks]
         labels.block_all(places)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pinnace import __version__
-from pinnace.bench.plots import LeftOut, Plot, RowsPlot
+from pinnace.bench.plots import LeftOut, Plot
 from pinnace.bench.plots_svg import draw, escape
 
 # Eight colours that stay apart for all common kinds of colour blindness (after Okabe and Ito), for light and for dark.
@@ -35,12 +35,12 @@ p { margin: 0 0 10px } .lead { color: var(--soft); margin-bottom: 22px }
 .fact { padding: 14px 18px } .fact dt { color: var(--soft); font-size: 14px } .fact dd { margin: 0 }
 .fact .number { font-size: 27px; font-weight: 650; letter-spacing: -.01em; font-variant-numeric: tabular-nums }
 .fact .who { font-weight: 600; overflow-wrap: anywhere } .fact .more { color: var(--soft); font-size: 14px }
-.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(520px, 100%), 1fr)); gap: 18px;
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(500px, 100%), 1fr)); gap: 18px;
   align-items: stretch }
 figure { margin: 0; padding: 18px 20px 14px } figure svg { display: block; width: 100%; max-width: 800px; height: auto;
   margin: 10px auto 0 }
 figcaption { color: var(--soft); font-size: 14px; margin-top: 6px } .message { margin: 0 }
-.wide { grid-column: 1 / -1 } .box { padding: 14px 20px } .box ul { margin: 0; padding-left: 20px }
+.box { padding: 14px 20px } .box ul { margin: 0; padding-left: 20px }
 .table { overflow-x: auto; margin-bottom: 16px } table { border-collapse: collapse; width: 100%; font-size: 14px }
 th, td { padding: 6px 9px; text-align: left; border-bottom: 1px solid var(--rule); vertical-align: top }
 thead th { color: var(--soft); font-weight: 600; vertical-align: bottom; white-space: nowrap }
@@ -138,7 +138,7 @@ def figures(plots: Iterable[Plot | LeftOut]) -> str:
     listed = list(plots)
     drawn = [plot for plot in listed if not isinstance(plot, LeftOut)]
     absent = [plot for plot in listed if isinstance(plot, LeftOut)]
-    parts = [_figure(plot, last=place == len(drawn) - 1 and place % 2 == 0) for place, plot in enumerate(drawn)]
+    parts = [_figure(plot) for plot in drawn]
     text = f'<div class="plots">{"".join(parts)}</div>' if parts else ""
     if absent:
         items = "".join(f"<li>{escape(one.title)}: {escape(one.reason)}.</li>" for one in absent)
@@ -182,12 +182,11 @@ def halves(*parts: str) -> str:
     return f'<div class="halves">{"".join(f"<div>{part}</div>" for part in parts if part)}</div>'
 
 
-def _figure(plot: Plot, last: bool) -> str:
-    wide = last or (isinstance(plot, RowsPlot) and len(plot.rows) > 30)
+def _figure(plot: Plot) -> str:
     message = f'<p class="message">{escape(plot.message)}</p>' if plot.message else ""
     return (
-        f'<figure id="{plot.key}"{" class=wide".replace("wide", chr(34) + "wide" + chr(34)) if wide else ""}>'
-        f"<h3>{escape(plot.title)}</h3>{message}{draw(plot)}<figcaption>{escape(plot.caption)}</figcaption></figure>"
+        f'<figure id="{plot.key}"><h3>{escape(plot.title)}</h3>{message}{draw(plot)}'
+        f"<figcaption>{escape(plot.caption)}</figcaption></figure>"
     )
 
 
