@@ -203,6 +203,43 @@ def test_extreme_numbers_stay_in_the_picture(make: Callable[[], Result], factor:
     check_page(report.render(dataclasses.replace(result, points=points, candidates=candidates)))
 
 
+def test_only_what_can_be_told_apart_is_marked_as_best() -> None:
+    result = encoder_result((1,), (128,), server=False)
+
+    def marked(values: dict[str, tuple[float, float, float]]) -> list[str]:
+        points = tuple(
+            dataclasses.replace(point, measures={"latency_p50_s": Measure(*values[point.candidate])})
+            for point in result.points
+        )
+        bare = tuple(dataclasses.replace(one, measures={}) for one in result.candidates)
+        tree = parsed(report.render(dataclasses.replace(result, points=points, candidates=bare)))
+        rows = [row for row in tree.iter("tr") if any("best" in (cell.get("class") or "") for cell in row)]
+        return ["".join(row[0].itertext()) for row in rows]
+
+    apart = {
+        "fp32": (3.0, 2.9, 3.1),
+        "int8": (1.0, 0.9, 1.1),
+        "fp16": (1.05, 0.95, 1.2),
+        "transformers fp32": (4.0, 3.0, 5.0),
+    }
+    assert marked(apart) == ["int8", "fp16"]
+    assert marked(dict.fromkeys(apart, (1.0, 0.9, 1.1))) == []
+
+
+def test_reasons_that_differ_in_a_number_are_one_line() -> None:
+    result = encoder_result((1, 8), (512,), server=False)
+    points = tuple(
+        dataclasses.replace(
+            one,
+            measures={**one.measures, "latency_p99_s": Measure(None, absent=f"{place + 5} queries; p99 needs 1,000")},
+        )
+        for place, one in enumerate(result.points)
+    )
+    text = text_of(parsed(report.render(dataclasses.replace(result, points=points))))
+    assert text.count("queries; p99 needs 1,000") == 1
+    assert "p99: 5 to 12 queries; p99 needs 1,000" in text
+
+
 def test_messages_say_what_the_numbers_say() -> None:
     plots = drawn(encoder_result())
     assert plots["length"].message.startswith("16.0 times the tokens take fp32")

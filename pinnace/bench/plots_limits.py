@@ -120,7 +120,8 @@ def roofline(view: View) -> Plot | LeftOut:
     return XYPlot(
         key, title,
         "The dashed roof is what this machine did in the same run: memory speed on the slope, fp32 multiplication on "
-        "the flat. Points on the roof cannot be faster without doing less. Integer arithmetic may go above it.",
+        "the flat. Points on the roof cannot be faster without doing less. "
+        "Integer arithmetic, or weights that a cache holds, may go above it.",
         f"Nearest: {name} ({label}) with {in_unit(share, '')} of the limit above it.",
         Axis("work for each byte of weights", "FLOP/byte", log=True),
         Axis("rate", "FLOP/s", log=True, better=MORE),

@@ -131,7 +131,7 @@ def _by_batch(view: View) -> Plot | LeftOut:
         key, title,
         "Each line is a candidate, each point a batch size (×N: queries at once). Further right is more work done, "
         "further down is a shorter wait. Bars are 95 % intervals.",
-        f"Most work measured: {best[1]} with {best[2].label}, {in_unit(best[0], unit)} at {in_unit(best[2].y, 's')} a query.",
+        f"Most work: {best[1]}, {best[2].label}: {in_unit(best[0], unit)} at {in_unit(best[2].y, 's')} a query.",
         Axis("throughput", unit, better=MORE, low=0.0),
         Axis("median latency", "s", log=True, better=LESS),
         tuple(series),

@@ -12,7 +12,7 @@ from pinnace.units import digits, in_unit, scale_for
 
 SINGLE: Final = "single-stream"
 # The measure that says how much work is done, the first that a point has.
-THROUGHPUT: Final = ("texts_per_s", "decode_tokens_per_s", "tokens_per_s")
+THROUGHPUT: Final = ("decode_tokens_per_s", "texts_per_s", "tokens_per_s")
 _USUAL_LENGTH: Final = 128
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pinnace.bench import plots_limits, plots_speed
-from pinnace.bench.measures import LESS, MEASURES, RUN, START
+from pinnace.bench.measures import MEASURES, RUN, START
 from pinnace.bench.plots import LeftOut, Plot
 from pinnace.bench.plots_png import draw_png
 from pinnace.bench.plots_view import THROUGHPUT, View, lead, listed, measure, ranked, shown, spread
@@ -147,16 +148,16 @@ def _points_table(view: View, scenario: str, places: Sequence[Sequence[Point]]) 
     for points in places:
         rows.append(TableRow(points[0].label))
         ordered = sorted(points, key=lambda point: view.colour(point.candidate))
-        best = {name: _best(name, [point.measures.get(name) for point in ordered]) for name in names}
+        best = {name: _best(name, {point.candidate: point for point in ordered}) for name in names}
         rows += [
             TableRow(
                 point.candidate,
-                tuple(_cell(name, point.measures.get(name), best[name]) for name in names),
+                tuple(_cell(name, point.measures.get(name), point.candidate in best[name]) for name in names),
                 view.colour(point.candidate),
             )
             for point in ordered
         ]
-    said = "Small numbers are 95 % bootstrap intervals; the best of a place is bold and green."
+    said = "Small numbers are 95 % bootstrap intervals; the best of a place, and what cannot be told from it, is green."
     return table(f"All figures, {scenario}", ["candidate", *map(_head, names)], rows, said)
 
 
@@ -172,7 +173,7 @@ def _is_rate(name: str) -> bool:
 
 def _candidates_table(view: View) -> str:
     names = [name for name in START if any(measure(one, name) for one in view.measured)]
-    best = {name: _best(name, [one.measures.get(name) for one in view.measured]) for name in names}
+    best = {name: _best(name, {one.name: one for one in view.measured}) for name in names}
     agreement = any(one.accuracy for one in view.measured)
     rows = []
     for one in view.result.candidates:
@@ -181,7 +182,11 @@ def _candidates_table(view: View) -> str:
             said = Cell("not measured", one.missing, why=one.missing)
             rows.append(TableRow(one.name, (what, Cell(str(one.threads)), said), view.colour(one.name)))
             continue
-        cells = [what, Cell(str(one.threads)), *(_cell(name, one.measures.get(name), best[name]) for name in names)]
+        cells = [
+            what,
+            Cell(str(one.threads)),
+            *(_cell(name, one.measures.get(name), one.name in best[name]) for name in names),
+        ]
         rows.append(TableRow(one.name, (*cells, *([_agreement(one)] if agreement else [])), view.colour(one.name)))
     heads = ["candidate", "program", "threads", *map(_head, names)]
     return table("Each candidate", [*heads, *(["accuracy"] if agreement else [])], rows)
@@ -203,32 +208,36 @@ def _agreement(one: Candidate) -> Cell:
     return Cell(parts[0] if parts else "", ", ".join(parts[1:]), why=f"{found.rows:,} rows against {found.reference}")
 
 
-def _cell(name: str, found: Measure | None, best: float | None) -> Cell:
+def _cell(name: str, found: Measure | None, best: bool) -> Cell:
     if found is None:
         return Cell("")
     if found.value is None:
         return Cell("", why=found.absent)
     text = digits(found.value) if _is_rate(name) else shown(name, found)
-    return Cell(text, spread(name, found), best is not None and found.value == best)
+    return Cell(text, spread(name, found), best)
 
 
-def _best(name: str, measures: Sequence[Measure | None]) -> float | None:
-    """The best value; None where there is nothing to be better than."""
-    values = [found.value for found in measures if found is not None and found.value is not None]
-    if len(values) < 2:
-        return None
-    return min(values) if MEASURES[name].better == LESS else max(values)
+def _best(name: str, owners: Mapping[str, Point | Candidate]) -> set[str]:
+    """The best, and who cannot be told from it; nobody where that is all."""
+    ordered, equal = ranked(name, [(who, m) for who, owner in owners.items() if (m := measure(owner, name))])
+    return {ordered[0][0], *equal} if len(ordered) > len(equal) + 1 else set()
 
 
 def _reasons(result: Result) -> str:
-    """Why figures are absent, each reason once."""
-    reasons: dict[str, list[str]] = {}
+    """Why figures are absent: each reason once, and those that differ in their first number in one line."""
+    reasons: dict[str, tuple[dict[str, None], list[int]]] = {}
     owners: list[Point | Candidate] = [*result.points, *result.candidates]
     for owner in owners:
         for name, found in owner.measures.items():
             if found.value is None and found.absent:
-                reasons.setdefault(found.absent, []).append(MEASURES[name].title if name in MEASURES else name)
-    return bullets(f"{listed(dict.fromkeys(names))}: {reason}" for reason, names in reasons.items())
+                number = re.match(r"\d+", found.absent)
+                titles, numbers = reasons.setdefault(found.absent[number.end() if number else 0 :], ({}, []))
+                titles[MEASURES[name].title if name in MEASURES else name] = None
+                numbers += [int(number[0])] if number else []
+    return bullets(
+        f"{listed(titles)}: {' to '.join(map(str, sorted({min(numbers), max(numbers)}))) if numbers else ''}{reason}"
+        for reason, (titles, numbers) in reasons.items()
+    )
 
 
 def _machine(result: Result) -> str:
