@@ -66,6 +66,8 @@ def _points(plot: XYPlot) -> Iterator[str]:
             labels.block_all(ends)
         labels.block_line(places if series.line else ())
     for guide in plot.guides:
+        labels.block_line([at(x, y) for x, y in guide.points])
+    for guide in plot.guides:
         yield from _guide(guide, at, labels, right)
     for series in plot.series:
         yield from _series(series, at)
@@ -242,7 +244,7 @@ class _Labels:
         wide = len(text) * _LETTER
         for base in (y - 6, y + 15):
             for share in range(0, 101, 4):
-                end = last - (last - first - wide) * share / 100
+                end = last - max(0.0, last - first - wide) * share / 100
                 box = (end - wide, base - 10, end, base + 3)
                 if self._free(box, self._taken + self._lines):
                     self.block(box)

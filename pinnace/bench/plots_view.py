@@ -14,6 +14,7 @@ SINGLE: Final = "single-stream"
 # The measure that says how much work is done, the first that a point has.
 THROUGHPUT: Final = ("decode_tokens_per_s", "texts_per_s", "tokens_per_s")
 _USUAL_LENGTH: Final = 128
+_NEAR: Final = 0.05
 
 
 class View:
@@ -118,7 +119,7 @@ def comparison(name: str, rows: Iterable[tuple[str, Measure]]) -> str:
     if len(ordered) == 1:
         return f"{best}: {shown(name, first)}."
     if len(equal) == len(ordered) - 1:
-        return f"{shown(name, first)}; {listed([best, *equal])} cannot be told apart: their intervals overlap."
+        return f"{shown(name, first)}; {listed([best, *equal])} cannot be told apart."
     verb = "lead" if equal else "leads"
     return f"{listed([best, *equal])} {verb} with {shown(name, first)}, {lead(name, ordered)}."
 
@@ -138,8 +139,11 @@ def listed(words: Iterable[str]) -> str:
 
 
 def _overlap(one: Measure, other: Measure) -> bool:
+    """Whether two measures cannot be told apart: their intervals overlap, or without those they are near."""
     a, b = interval(one), interval(other)
-    return a is not None and b is not None and a[0] <= b[1] and b[0] <= a[1]
+    if a is not None and b is not None:
+        return a[0] <= b[1] and b[0] <= a[1]
+    return abs((one.value or 0.0) - (other.value or 0.0)) <= _NEAR * abs(one.value or 0.0)
 
 
 def _unusual(point: Point) -> tuple[float, ...]:

@@ -6,7 +6,6 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from pinnace import __version__
 from pinnace.bench.plots import LeftOut, Plot
 from pinnace.bench.plots_svg import draw, escape
 
@@ -113,7 +112,7 @@ def page(title: str, lead: str, body: Iterable[str], footer: str) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1"/>\n'
         # Whatever a name in the data may try, the page loads and runs nothing.
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}"/>\n'
-        f'<meta name="generator" content="pinnace {__version__}"/>\n<link rel="icon" href="data:,"/>\n'
+        '<meta name="generator" content="pinnace"/>\n<link rel="icon" href="data:,"/>\n'
         f"<title>{escape(title)}</title>\n<style>{_style()}</style>\n</head>\n<body>\n"
         f'<header><h1>{escape(title)}</h1><p class="lead">{escape(lead)}</p></header>\n'
         f"<main>\n{chr(10).join(part for part in body if part)}\n</main>\n"
