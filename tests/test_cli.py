@@ -18,7 +18,7 @@ import pytest
 from pinnace import __version__, cli_machine
 from pinnace.cli import main
 from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
-from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
+from pinnace.cli_flags import COMMON, Command, Flag, read_arguments, as_count
 from pinnace.cli_output import Console, to_json
 from pinnace.errors import NumericalError, UsageError
 from pinnace.runtime import doctor
@@ -118,7 +118,7 @@ def test_every_flag_has_a_variable_and_wins_over_it(command: Command, flag: Flag
     words = ["x" for positional in command.positionals if positional.required]
     name = f"--{flag.name}"
     if flag.value or flag.choices:
-        good = flag.choices[-1] if flag.choices else GOOD.get(name, "some")
+        good = flag.choices[-1] if flag.choices else GOOD.get(name, "2" if flag.convert is as_count else "some")
         want = flag.read(good, name)
         want = [want] if flag.repeated else want
         assert getattr(read_arguments(command, [*words, name, good], {}), flag.key) == want
