@@ -18,7 +18,7 @@ import pytest
 from pinnace import __version__, cli_machine
 from pinnace.cli import main
 from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
-from pinnace.cli_flags import COMMON, Command, Flag, read_arguments, as_count
+from pinnace.cli_flags import COMMON, Command, Flag, as_count, read_arguments
 from pinnace.cli_output import Console, to_json
 from pinnace.errors import NumericalError, UsageError
 from pinnace.runtime import doctor
