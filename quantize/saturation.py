@@ -2,7 +2,7 @@
 
 x86 without VNNI multiplies four activations by four weights with vpmaddubsw: two neighbouring products are added in 16
 bits, and a sum beyond -32768..32767 is cut to it. Then vpmaddwd and vpaddd add in 32 bits, exactly. Neighbours are
-inputs 2i and 2i + 1, both in the packed and in the matrix-vector kernels of ONNX Runtime.
+inputs 2i and 2i + 1 in all of ONNX Runtime's kernels: the tests compare them bit for bit.
 """
 
 from __future__ import annotations

@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 import itertools
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
+from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.errors import UsageError
 from pinnace.quantize.saturation import can_saturate, exact_product, saturated_share, saturating_product
+from pinnace.runtime.cpu import read_cpu
+from pinnace.runtime.ort import plain_session
+
+EMULATOR = "qemu-x86_64"
+CHECK = """
+import sys, pathlib, tests.test_saturation
+tests.test_saturation.check_kernels(pathlib.Path(sys.argv[1]), sys.argv[2])
+"""
+PRODUCTS = {"exact": exact_product, "saturating": saturating_product}
 
 
 def by_hand(a: NDArray[Any], w: NDArray[Any]) -> tuple[NDArray[np.int64], float]:
@@ -64,6 +80,51 @@ def test_a_provoked_saturation_is_wrong_by_a_lot() -> None:
     assert exact_product(a, w)[0, 0] == 255 * 127 * 64
     assert saturating_product(a, w)[0, 0] == 32 * 32767  # about half of it
     assert saturated_share(a, w) == 1.0
+
+
+def check_kernels(folder: Path, kind: str) -> None:
+    """ONNX Runtime's integer product, with a constant weight and without, is bit for bit the one that is named."""
+    random = np.random.default_rng(5)
+    for rows, k, n in ((1, 64, 48), (1, 30, 17), (7, 258, 70)):
+        a = random.integers(0, 256, (rows, k)).astype(np.uint8)
+        for limit, constant in itertools.product((127, 64), (True, False)):
+            w = random.integers(-limit, limit + 1, (k, n)).astype(np.int8)
+            inputs = {"a": TensorProto.UINT8} | ({} if constant else {"w": TensorProto.INT8})
+            graph = helper.make_graph(
+                [helper.make_node("MatMulInteger", ["a", "w"], ["y"])],
+                "main",
+                [helper.make_tensor_value_info(name, kind_of, None) for name, kind_of in inputs.items()],
+                [helper.make_tensor_value_info("y", TensorProto.INT32, None)],
+                [numpy_helper.from_array(w, "w")] if constant else [],
+            )
+            onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10),
+                      folder / "product.onnx")  # fmt: skip
+            feeds = {"a": a} if constant else {"a": a, "w": w}
+            (got,) = plain_session(folder / "product.onnx").run(None, feeds)
+            np.testing.assert_array_equal(got, PRODUCTS[kind](a, w))
+            if limit == 64:  # reduced range: both are the same, and right
+                np.testing.assert_array_equal(got, exact_product(a, w))
+            else:
+                assert saturated_share(a, w) > 0
+
+
+def test_kernels_of_this_machine_do_what_is_said_of_it(tmp_path: Path) -> None:
+    kind = read_cpu().int8_dot()
+    if kind not in PRODUCTS:
+        pytest.skip("nothing is said of this processor")
+    check_kernels(tmp_path, kind)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which(EMULATOR), reason=f"{EMULATOR} is not installed")
+def test_kernels_of_an_emulated_machine_saturate(tmp_path: Path) -> None:
+    """An AVX2 processor without VNNI, whatever this machine is."""
+    for kind, expected in (("saturating", 0), ("exact", 1)):
+        words = [EMULATOR, "-cpu", "EPYC-Milan", sys.executable, "-c", CHECK, str(tmp_path), kind]
+        done = subprocess.run(words, cwd=Path(__file__).parents[1], env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+                              capture_output=True, text=True, timeout=300)  # fmt: skip
+        assert done.returncode == expected, done.stderr[-2000:]
+        assert expected == 0 or "Arrays are not equal" in done.stderr
 
 
 def test_wrong_types_are_told() -> None:
