@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
-    from pinnace import errors, models, quantize, runtime
+    from pinnace import errors, models, runtime
     from pinnace.errors import PinnaceError
     from pinnace.export import ExportModule
+    from pinnace.quantize import QuantizeModule
     from pinnace.runtime.bundle import Bundle
     from pinnace.runtime.pipeline_base import Pipeline
     from pinnace.runtime.pipelines import pipeline
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from pinnace.runtime.verify import verify_bundle as verify
 
     export: ExportModule
+    quantize: QuantizeModule
 
 __version__ = "0.1.0"
 __all__ = [

@@ -6,12 +6,17 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
-from pinnace.cli_flags import Command, Flag, Positional, as_count, as_path, as_sizes
+from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_seconds, as_words
+from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_share, as_sizes
 from pinnace.cli_inputs import LINES
 from pinnace.spec import PRECISIONS, TARGETS
 
 EXPORT_PRECISIONS: Final = ("fp32", "fp16")
 LAYOUTS: Final = ("flat", "hub")
+QUANTIZED_PRECISIONS: Final = ("int8", "int4")
+SCHEME_NAMES: Final = (
+    "int8", "int8-token", "int8-uncalibrated", "int8-weights", "int4", "int4-uncalibrated", "int4-nearest",
+)  # fmt: skip
 
 _BUNDLE: Final = Positional("BUNDLE", "the folder that export wrote")
 _DEVICE: Final = Flag("device", "where to run: cpu (the default), cuda or cuda:N; that one, or an error", "DEVICE")
@@ -49,6 +54,37 @@ _ROWS: Final = (
             "pinnace export bert --task qa",
             "pinnace export ./my-bert --task ner -o my-ner --precision fp16",
             "pinnace export bert --task classify --random-weights --config num_hidden_layers=2",
+        ),
+    ),
+    Command(
+        "quantize",
+        "Add a smaller, faster variant to a bundle, judged on data and timed on this machine. Needs the export extra.",
+        "pinnace.cli_quantize:run",
+        (_BUNDLE,),
+        (
+            Flag("precision", "int8 (the default) or int4", choices=QUANTIZED_PRECISIONS),
+            Flag("scheme", f"in place of the usual one: {', '.join(SCHEME_NAMES)}", choices=SCHEME_NAMES),
+            Flag("auto", "try schemes, keep the fastest that passes, or fp32 where none is better"),
+            Flag("max-drop", "largest loss of the task's metric, such as 1%; by default the precision's gate", "SHARE",
+                 convert=as_share),
+            Flag("min-speedup", "with --auto, least speed-up over fp32; 1.2 by default", "RATIO", convert=as_number),
+            Flag("data", "examples: text, JSON lines or SQuAD's JSON; by default texts that come with Pinnace", "FILE",
+                 convert=as_path),
+            Flag("keep", "weights that stay as they are, a shell pattern; give it once for each", "PATTERN",
+                 repeated=True),
+            Flag("only", "weights that alone may change, a shell pattern; give it once for each", "PATTERN",
+                 repeated=True),
+            Flag("block", "inputs that share a scale, where weights are in blocks", "N", convert=as_count),
+            Flag("full-range", "eight-bit weights in integer products, for processors with exact int8 sums only"),
+            Flag("allow-degraded", "write a variant that misses its gate; the manifest says so"),
+            _THREADS,
+            Flag("output", "another folder for the bundle; by default it is replaced", "OUT", "o", convert=as_path),
+            Flag("report", "write everything that was measured here, as JSON", "FILE", convert=as_path),
+        ),
+        (
+            "pinnace quantize bert-qa --precision int8",
+            "pinnace quantize bert-qa --auto --max-drop 1% --min-speedup 1.2",
+            "pinnace quantize apertus --precision int4 --data entries.txt",
         ),
     ),
     Command(
@@ -100,6 +136,64 @@ _ROWS: Final = (
         (_BUNDLE,),
         (_DEVICE, _THREADS, Flag("strict", "fail where numbers were never compared with PyTorch (--no-validate)")),
         ("pinnace verify bert-qa", "pinnace verify bert-qa --device cuda"),
+    ),
+    Command(
+        "bench",
+        "Measure a bundle here: latency, throughput, memory, and how near they come to what the machine can do.",
+        "pinnace.cli_bench:run",
+        (Positional("BUNDLE", "the folder that export wrote", required=False),),
+        (
+            Flag("random-weights", "no bundle: export bert or apertus with random weights. Needs the export extra",
+                 "ARCH"),
+            Flag("config", "with --random-weights: its shape, such as num_hidden_layers=2", "K=V,..."),
+            Flag("task", "with --random-weights: what it is exported for", "TASK"),
+            Flag("scenario", "of single-stream (the default), offline and server", "NAME,...", convert=as_words),
+            Flag("precision", "which variants; by default all that the bundle has", "NAME,...", convert=as_words),
+            Flag("device", "where to run; cpu by default", "NAME,...", convert=as_words),
+            Flag("threads", "threads of one run; by default what this process is granted", "N,...", convert=as_counts),
+            Flag("batch", "rows of a query; 1 by default", "N,...", convert=as_counts),
+            Flag("length", "tokens of a row (128 by default), or mixed: 300 texts of unlike length", "N,...|mixed",
+                 convert=as_lengths),
+            Flag("prompt", "tokens of a decoder's prompt; 128 by default", "N,...", convert=as_counts),
+            Flag("output-tokens", "new tokens behind the prompt; 32 by default", "N,...", convert=as_counts),
+            Flag("concurrency", "queries at work at once; 1 by default", "N,...", convert=as_counts),
+            Flag("input", "inputs of your own, one a line, as pinnace run takes them", "FILE", "i", convert=as_path),
+            Flag("latency-bound", "of the server scenario: the time that answers must keep", "TIME",
+                 convert=as_seconds),
+            Flag("percentile", "share of the answers that must keep it; 99% by default", "SHARE", convert=as_share),
+            Flag("rounds", "rounds in which all take turns; 20 by default", "N", convert=as_count),
+            Flag("starts", "fresh processes of each; 5 by default", "N", convert=as_count),
+            Flag("round-seconds", "time of each in a round; 0.5s by default", "TIME", convert=as_seconds),
+            Flag("seed", "of inputs and arrivals; 0 by default", "N", convert=as_count),
+            Flag("against", "another bundle, measured in the same rounds and compared", "BUNDLE", convert=as_path),
+            Flag("fail-above", "with --against: exit with 1 where it is worse by more", "SHARE", convert=as_share),
+            Flag("peers", "other programs with the Python of their environment: transformers=PYTHON,...",
+                 "NAME=PYTHON,...", convert=as_pairs),
+            Flag("peer-model", "a model for a peer in place of the bundle: llama.cpp=FILE.gguf", "NAME=PATH,...",
+                 convert=as_pairs),
+            Flag("output", "write everything as JSON; pinnace compare reads it", "FILE", "o", convert=as_path),
+            Flag("csv", "write one line for each measure", "FILE", convert=as_path),
+            Flag("markdown", "write the tables", "FILE", convert=as_path),
+            Flag("html", "write a report with plots: one file that loads nothing", "FILE", convert=as_path),
+            Flag("png", "write the plots as a picture. Needs the report extra", "FILE", convert=as_path),
+        ),
+        (
+            "pinnace bench bert-qa",
+            "pinnace bench bert-qa --precision fp32,int8 --threads 1,2 --batch 1,8 --output results.json",
+            "pinnace bench my-embed --scenario offline --length mixed --peers transformers=peers/bin/python",
+            "pinnace bench bert-qa --scenario server --latency-bound 100ms",
+        ),
+    ),
+    Command(
+        "compare",
+        "Compare two results of bench: faster, slower or no difference, with the confidence.",
+        "pinnace.cli_bench:compare",
+        (Positional("BEFORE", "a file that bench --output wrote"), Positional("AFTER", "another one")),
+        (
+            Flag("fail-above", "exit with 1 where a measure is worse by more, such as 5%", "SHARE", convert=as_share),
+            Flag("force", "compare runs of unlike machines, threads, tasks, scenarios or lengths too"),
+        ),
+        ("pinnace compare before.json after.json --fail-above 5%",),
     ),
     Command(
         "profile",

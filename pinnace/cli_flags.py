@@ -45,6 +45,29 @@ def as_count(flag: str, value: str) -> Any:
     return int(value)
 
 
+def as_share(flag: str, value: str) -> Any:
+    """Read a share, ``1%`` or ``0.01``.
+
+    Raises:
+        UsageError: it is neither, or not between 0 and 1.
+    """
+    number = as_number(flag, value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+    if not number <= 1:
+        raise UsageError(f"{flag} is {value!r}; expected a share of 0 to 1, such as 0.01 or 1%")
+    return number
+
+
+def as_number(flag: str, value: str) -> Any:
+    """Read a number of at least 0.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if not re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value, re.ASCII):
+        raise UsageError(f"{flag} is {value!r}; expected a number of at least 0")
+    return float(value)
+
+
 def as_sizes(flag: str, value: str) -> Any:
     """Read ``batch=1,sequence=128``.
 

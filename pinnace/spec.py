@@ -52,6 +52,11 @@ TASK_ALIASES: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
 )
 
 
+def golden_name(precision: str) -> str:
+    """File of what a quantized variant gave on the golden inputs where it was made."""
+    return f"golden_{precision}.npz"
+
+
 def canonical_task(word: str) -> str:
     """Return the full name of a task from its name or an alias.
 

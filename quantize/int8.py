@@ -1,4 +1,4 @@
-"""int8 with integer arithmetic: eight-bit activations times eight-bit weights, a row's result its own whatever the batch.
+"""int8 with integer arithmetic: eight-bit activations times eight-bit weights, each row's result its own.
 
 Activations are unsigned with a fixed scale, or symmetric with one scale for each token; both leave a row independent of
 its batch mates, unlike the one scale for a whole tensor of ONNX's DynamicQuantizeLinear. Signed activations would need

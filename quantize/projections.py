@@ -1,6 +1,6 @@
 """Find what can be quantized in a lowered graph: the projections, grouped by the activations they read, and the tables.
 
-Every quantizer works on these records, so none of them matches patterns of its own, and a graph of either target serves.
+Every quantizer works on these records, so none matches patterns of its own, and a graph of either target serves.
 """
 
 from __future__ import annotations

@@ -23,8 +23,8 @@ STRENGTHS: Final = (0.0, 0.35, 0.5, 0.65, 0.8, 0.9)
 COVERED: Final = (1.0, 0.9, 0.8, 0.7, 0.6)
 MARGIN: Final = 1.05  # unseen data go a little further than what was observed
 LEVELS: Final = 255
-TRIAL_ROWS: Final = 512
-TRIAL_OUTPUTS: Final = 1024
+TRIAL_ROWS: Final = 256
+TRIAL_OUTPUTS: Final = 512
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Weights of a bundle, read a tensor at a time, and quantized tensors, made one at a time while their file is written."""
+"""Weights of a bundle, read one at a time, and quantized tensors, made one at a time while their file is written."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def read_weight(value: ir.Value) -> Array:
 
 @dataclasses.dataclass(frozen=True)
 class Planned:
-    """Tensors that are made together: name -> (type, shape), and the function that makes them all when its turn comes."""
+    """Tensors that are made together: name -> (type, shape), and the function that makes them when their turn comes."""
 
     entries: Mapping[str, tuple[ir.DataType, tuple[int, ...]]]
     make: Callable[[], Mapping[str, Array]]

@@ -14,7 +14,7 @@ from pinnace.runtime import golden, hygiene, integrity
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.providers import parse_device
 from pinnace.runtime.session import Session
-from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, NOT_VALIDATED, Manifest
+from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, NOT_VALIDATED, Manifest, golden_name
 
 _NEVER: Final = (
     "exported with --no-validate: never compared with PyTorch, so there are no golden numbers to compare with here. "
@@ -194,7 +194,9 @@ def _shared_facts(manifest: Manifest) -> dict[str, str]:
 def _numbers(bundle: Bundle, precision: str, device: str, threads: int | None) -> str:
     if GOLDEN_NAME not in bundle.manifest.files:
         raise BundleError(f"the manifest lists no {GOLDEN_NAME}, so its numbers cannot be checked; export it again")
-    cases = golden.read_golden(bundle.path / GOLDEN_NAME)
+    # A quantized variant has outputs of its own: what it gave where it was judged on real data.
+    own = golden_name(precision)
+    cases = golden.read_golden(bundle.path / (own if own in bundle.manifest.files else GOLDEN_NAME))
     session = Session(bundle, precision, device=device, threads=threads)
     try:
         return golden.check_numbers(session, cases)

@@ -1,0 +1,262 @@
+"""Quantization: the one file that knows the order. A bundle in, the same bundle with one more judged variant out."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from pinnace.card import model_card
+from pinnace.errors import CheckFailed, UsageError, unknown_word
+from pinnace.publishing import copy_file, file_facts, publishing
+from pinnace.quantize.examples import Examples, read_examples, split
+from pinnace.quantize.latency import Latency
+from pinnace.quantize.report import Entry, Report, candidate_record
+from pinnace.quantize.schemes import SCHEMES, Scheme
+from pinnace.quantize.search import Attempt, satisfy
+from pinnace.quantize.variant import REFERENCE
+from pinnace.quantize.workshop import Progress, Workshop
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cpu import Cpu, read_cpu
+from pinnace.runtime.golden import read_golden
+from pinnace.runtime.session import Session
+from pinnace.runtime.verify import read_certificate
+from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, MANIFEST_NAME, Manifest, golden_name
+
+# Precision -> the scheme that a request for it means.
+DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4"}
+# What --auto tries, by whether the model writes tokens.
+TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
+    False: ("int8", "int8-token", "int8-weights"),
+    True: ("int8", "int8-token", "int8-weights", "int4"),
+}
+MIN_SPEEDUP: Final = 1.2
+
+
+class _NothingBetterError(Exception):
+    """No candidate is worth keeping: the bundle stays as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a caller asked for; see `quantize`."""
+
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    block: int | None = None
+    full_range: bool | None = None
+    allow_degraded: bool = False
+    threads: int | None = None
+    max_drop: float | None = None
+    min_speedup: float = MIN_SPEEDUP
+
+
+def quantize(
+    bundle: str | Path,
+    *,
+    precision: str | None = None,
+    scheme: str | None = None,
+    auto: bool = False,
+    max_drop: float | None = None,
+    min_speedup: float = MIN_SPEEDUP,
+    data: str | Path | None = None,
+    keep: Collection[str] = (),
+    only: Collection[str] = (),
+    block: int | None = None,
+    full_range: bool | None = None,
+    allow_degraded: bool = False,
+    threads: int | None = None,
+    output: str | Path | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Write a quantized variant beside fp32, if it passes its gate on data.
+
+    Args:
+        bundle: folder of a bundle with an fp32 variant.
+        precision: ``int8`` or ``int4``; None takes the scheme's, or int8.
+        scheme: key of `SCHEMES`; None takes the precision's own.
+        auto: try several schemes, measure their quality and speed here, and keep the fastest that passes.
+        max_drop: largest loss of the task's metric, 0.01 for 1 %; None takes the gate of the precision.
+        min_speedup: with ``auto``, how many times as fast as fp32 a variant must be to be kept.
+        data: examples of the bundle's task; None takes texts that lie in the package.
+        keep: shell patterns of weights that stay as they are.
+        only: shell patterns of the weights that alone may change.
+        block: inputs that share a scale, for weights in blocks.
+        full_range: weights of eight bits in integer products, which only processors with exact int8 sums may run; None
+            decides by this processor.
+        allow_degraded: write a variant that misses its gate, and say so in the manifest.
+        threads: threads of a run; None takes what the machine grants.
+        output: another folder for the bundle; None replaces it.
+        progress: called with a line of text at each stage.
+
+    Raises:
+        UsageError: an unknown word or impossible combination. BundleError: no whole bundle.
+        CheckFailed: the variant misses its gate; nothing is written.
+        MachineError: disk, permissions, or another process writes the same folder.
+    """
+    say = progress or (lambda _line: None)
+    source = Bundle.open(bundle)
+    if REFERENCE not in source.manifest.variants:
+        raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
+    schemes = _schemes(precision, scheme, auto, source.manifest)
+    settings = Settings(tuple(keep), tuple(only), block, full_range, allow_degraded, threads, max_drop, min_speedup)
+    examples = read_examples(Path(data) if data is not None else None, source.manifest.task)
+    report: Report | None = None
+    with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
+        _copy(source, scratch)
+        work = _Quantization(source, scratch, examples, settings, say)
+        report = work.search(schemes) if auto else work.one(schemes[0])
+        if report.chosen is None:
+            raise _NothingBetterError
+        work.finish(report.chosen)
+    assert report is not None  # every other way out raises
+    return dataclasses.replace(report, path=str(output or source.path))
+
+
+def _schemes(precision: str | None, scheme: str | None, auto: bool, manifest: Manifest) -> list[Scheme]:
+    """The schemes to try, one unless ``auto``."""
+    if scheme is not None and scheme not in SCHEMES:
+        raise unknown_word("scheme", scheme, SCHEMES)
+    if precision is not None and precision not in DEFAULTS:
+        raise unknown_word("precision to quantize to", precision, DEFAULTS)
+    if auto and scheme is not None:
+        raise UsageError("--auto chooses the scheme; leave --scheme out, or --auto")
+    if scheme is not None and precision not in (None, SCHEMES[scheme].precision):
+        raise UsageError(f"the scheme {scheme} makes {SCHEMES[scheme].precision}, and --precision asks for {precision}")
+    if not auto:
+        return [SCHEMES[scheme or DEFAULTS[precision or "int8"]]]
+    tried = [SCHEMES[name] for name in TRIED[manifest.cache is not None]]
+    return [row for row in tried if precision in (None, row.precision)]
+
+
+def _copy(source: Bundle, scratch: Path) -> None:
+    for name in (*source.manifest.files, MANIFEST_NAME):
+        target = scratch / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        copy_file(source.path / name, target)
+
+
+class _Quantization:
+    """One quantization under way."""
+
+    def __init__(self, source: Bundle, scratch: Path, examples: Examples, settings: Settings, say: Progress) -> None:
+        self._source, self._scratch, self._settings, self._say = source, scratch, settings, say
+        self._cpu: Cpu = read_cpu()
+        calibration, judging = split(examples)
+        self._examples = examples
+        self._counts = (len(calibration), len(judging))
+        self._shop = Workshop(
+            source, scratch, calibration, judging,
+            cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, say=say,
+        )  # fmt: skip
+
+    def one(self, scheme: Scheme) -> Report:
+        """Make one scheme's variant.
+
+        Raises:
+            CheckFailed: it misses its gate, and a degraded variant was not allowed.
+        """
+        attempt = self._attempt(scheme)
+        entry = self._entry(attempt)
+        if entry.miss and not self._settings.allow_degraded:
+            raise CheckFailed(_refusal(scheme, attempt))
+        return self._report(
+            [entry], entry, f"{scheme.name} passes its gate" if not entry.miss else "degraded, as asked"
+        )
+
+    def search(self, schemes: list[Scheme]) -> Report:
+        """Try schemes and choose the fastest that passes; none where none is fast enough."""
+        entries = [self._entry(self._attempt(scheme)) for scheme in schemes]
+        fit = [entry for entry in entries if not entry.miss and entry.speedup >= self._settings.min_speedup]
+        if not fit:
+            least = f"{self._settings.min_speedup:g} times as fast as fp32"
+            why = f"no scheme both passes its gate and is {least} here; fp32 stays"
+            return self._report(entries, None, why)
+        best = max(fit, key=lambda entry: (round(entry.speedup, 2), -entry.bytes))
+        why = f"of {len(fit)} that pass, {best.scheme} is the fastest here: {best.speedup:.2f} times fp32"
+        if best is not entries[-1]:
+            # The files on disk are those of the last candidate of this precision.
+            self._shop.write(best.scheme, best.precision, best.candidate.recipe)
+        return self._report(entries, best, why)
+
+    def finish(self, entry: Entry) -> None:
+        """Describe the chosen variant in certificate, card and manifest, and keep what it gives on golden inputs."""
+        made, manifest = entry.candidate.written, self._source.manifest
+        variant = dataclasses.replace(made.variant, degraded=bool(entry.miss))
+        variants = {**manifest.variants, entry.precision: variant}
+        bundle = Bundle(self._scratch, dataclasses.replace(manifest, variants=variants), verified=True)
+        self._drop_others(bundle)
+        if GOLDEN_NAME in manifest.files:
+            _write_golden(bundle, entry.precision, self._settings.threads)
+        record = read_certificate(self._source)
+        record["variants"][entry.precision] = candidate_record(entry, self._shop.gate, self._cpu, self._counts)
+        (self._scratch / CERTIFICATE_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
+        (self._scratch / "README.md").write_text(model_card(bundle.manifest, record), "utf-8")
+        facts = dataclasses.replace(bundle.manifest, files=file_facts(self._scratch))
+        (self._scratch / MANIFEST_NAME).write_text(facts.to_json(), "utf-8")
+
+    def _attempt(self, scheme: Scheme) -> Attempt:
+        settings = self._settings
+        exact = self._cpu.int8_dot() == "exact"
+        if settings.full_range and not exact:
+            raise UsageError(
+                f"full-range int8 weights give wrong sums on this processor ({self._cpu.name}), which adds products in "
+                "16 bits; leave --full-range out"
+            )
+        reduced = not (exact if settings.full_range is None else settings.full_range)
+        recipe = scheme.recipe(
+            self._shop.graph().graph, reduced=reduced, block=settings.block, keep=settings.keep, only=settings.only
+        )
+        self._say(f"trying {scheme.name}")
+        return satisfy(self._shop, scheme, recipe)
+
+    def _entry(self, attempt: Attempt) -> Entry:
+        candidate = attempt.candidate
+        precision = candidate.precision
+        timed: Mapping[str, Latency] = self._shop.latency(precision, candidate.written)
+        return Entry(candidate, attempt.worst, timed[REFERENCE], timed[precision], self._reference_bytes())
+
+    def _reference_bytes(self) -> int:
+        variant = self._source.variant(REFERENCE)
+        return sum(self._source.manifest.files[name].bytes for name in (variant.graph, *variant.weights))
+
+    def _report(self, entries: list[Entry], chosen: Entry | None, why: str) -> Report:
+        return Report(
+            str(self._source.path), self._source.manifest.task, self._examples.source, self._counts,
+            self._shop.reference, self._reference_bytes(), tuple(entries), chosen, why, self._cpu,
+        )  # fmt: skip
+
+    def _drop_others(self, bundle: Bundle) -> None:
+        """Remove what other candidates left in the scratch folder."""
+        wanted = {*self._source.manifest.files, MANIFEST_NAME}
+        for variant in bundle.manifest.variants.values():
+            wanted |= {variant.graph, *variant.weights}
+        for path in [p for p in self._scratch.rglob("*") if p.is_file()]:
+            if path.relative_to(self._scratch).as_posix() not in wanted:
+                path.unlink()
+
+
+def _write_golden(bundle: Bundle, precision: str, threads: int | None) -> None:
+    """Keep the variant's own outputs on the golden inputs, so that another machine can tell whether it repeats them."""
+    session = Session(bundle, precision, threads=threads)
+    arrays: dict[str, Any] = {}
+    for name, case in read_golden(bundle.path / GOLDEN_NAME).items():
+        arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
+        arrays |= {f"{name}/out/{key}": value for key, value in session.run(case.inputs).items()}
+    np.savez(bundle.path / golden_name(precision), allow_pickle=False, **arrays)
+
+
+def _refusal(scheme: Scheme, attempt: Attempt) -> str:
+    """Why nothing was written, which weights lose most, and what to try."""
+    lines = [f"{scheme.name} misses its gate, so nothing was written: {attempt.candidate.miss}"]
+    if attempt.worst:
+        lines.append(f"  These weights lose most: {', '.join(attempt.worst)}")
+    others = [s.name for s in SCHEMES.values() if s.precision == scheme.precision and s.name != scheme.name]
+    nearer = others if scheme.precision == "int8" else [*others, "int8"]
+    lines.append(f"  Try --scheme {' or '.join(nearer)}, --keep with the names above, or --allow-degraded")
+    return "\n".join(lines)

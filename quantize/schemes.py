@@ -1,0 +1,112 @@
+"""SCHEMES: the ways to quantize a model. A new scheme is a new row, and a file where it rewrites graphs anew."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Collection, Mapping
+from typing import Final
+
+import onnx_ir as ir
+
+from pinnace.quantize.projections import find_groups, find_tables
+from pinnace.quantize.recipe import KEEP, Recipe, selected
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheme:
+    """One way to quantize.
+
+    Attributes:
+        name: what the user calls it.
+        precision: the slot that its variants take.
+        about: what it does and what it is good for, in a line.
+        way: what becomes of every projection at first, a key of `recipe.WAYS`.
+        table: what becomes of every embedding table, a key of `recipe.TABLE_WAYS`.
+        relief: ways, each nearer to fp32, that the projections which lose most go where the gate is missed.
+        table_relief: the same for tables.
+        rounding: of weights in blocks.
+        smoothing: whether activations are smoothed.
+        block: inputs that share a scale, where weights are in blocks.
+    """
+
+    name: str
+    precision: str
+    about: str
+    way: str
+    table: str
+    relief: tuple[str, ...] = (KEEP,)
+    table_relief: tuple[str, ...] = (KEEP,)
+    rounding: str = "nearest"
+    smoothing: bool = True
+    block: int = 32
+
+    def recipe(
+        self,
+        graph: ir.Graph,
+        *,
+        reduced: bool,
+        block: int | None = None,
+        keep: Collection[str] = (),
+        only: Collection[str] = (),
+    ) -> Recipe:
+        """The recipe that this scheme begins with.
+
+        Args:
+            graph: of the bundle's fp32 variant.
+            reduced: whether integer products must be right on processors that add pairs in sixteen bits.
+            block: inputs that share a scale, in place of the scheme's own.
+            keep: shell patterns of weights that stay as they are.
+            only: shell patterns of the weights that alone may change.
+
+        Raises:
+            UsageError: a pattern that fits nothing.
+        """
+        groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
+        tables = dict.fromkeys(table.name for table in find_tables(graph))
+        chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
+        return Recipe(
+            groups={g: self.way if chosen.issuperset(names) else KEEP for g, names in groups.items()},
+            tables={t: self.table if t in chosen else KEEP for t in tables},
+            reduced=reduced,
+            block=block or self.block,
+            rounding=self.rounding,
+            smoothing=self.smoothing,
+        )
+
+    @property
+    def calibrates(self) -> bool:
+        """Whether it needs calibration data."""
+        return self.smoothing or self.way == "fixed" or self.rounding == "compensated"
+
+
+_LESS_INT4: Final = ("blocks8", KEEP)
+_LESS_TABLE: Final = ("rows8", KEEP)
+_ROWS: Final = (
+    Scheme(
+        "int8", "int8", "integer products; activations smoothed, fixed scales, one a token where that is too little",
+        "fixed", "rows8", ("token", KEEP),
+    ),
+    Scheme("int8-token", "int8", "integer products; activations smoothed, one scale for each token", "token", "rows8"),
+    Scheme(
+        "int8-uncalibrated", "int8", "integer products; one activation scale for each token, needs no data",
+        "token", "rows8", smoothing=False,
+    ),
+    Scheme(
+        "int8-weights", "int8", "8-bit weights in blocks; nearest to fp32, slow for prompts and encoders",
+        "blocks8", "rows8", smoothing=False, block=128,
+    ),
+    Scheme(
+        "int4", "int4", "4-bit weights in blocks, errors compensated on data; smallest, fastest for single tokens",
+        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, "compensated", smoothing=False,
+    ),
+    Scheme(
+        "int4-uncalibrated", "int4", "4-bit weights in blocks, half-quadratic rounding; needs no data",
+        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, "half-quadratic", smoothing=False,
+    ),
+    Scheme(
+        "int4-nearest", "int4", "4-bit weights in blocks, rounded to nearest; the usual way, to compare with",
+        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, smoothing=False,
+    ),
+)  # fmt: skip
+SCHEMES: Final[Mapping[str, Scheme]] = types.MappingProxyType({row.name: row for row in _ROWS})

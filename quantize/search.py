@@ -1,0 +1,85 @@
+"""Make a scheme pass its gate: the weights that lose most are kept nearer to fp32, as few of them as it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from pinnace.quantize.recipe import KEEP, Recipe
+from pinnace.quantize.schemes import Scheme
+from pinnace.quantize.workshop import Candidate, Workshop
+
+NAMED: Final = 5  # weights that a miss names
+
+
+@dataclasses.dataclass(frozen=True)
+class Attempt:
+    """The best that a scheme reached, and the weights that lose most, worst first; empty where nobody asked."""
+
+    candidate: Candidate
+    worst: tuple[str, ...]
+
+
+def satisfy(workshop: Workshop, scheme: Scheme, recipe: Recipe) -> Attempt:
+    """Judge a recipe, and relieve as few of its weights as the gate needs.
+
+    The effect of each weight alone orders them. For each way of relief, from the cheapest, all weights are tried; where
+    that passes, bisection finds how few of the worst suffice.
+
+    Args:
+        workshop: makes and judges.
+        scheme: names the ways of relief.
+        recipe: what the scheme begins with.
+
+    Returns:
+        A candidate that passes, or the last one, which does not; its ``miss`` tells.
+    """
+
+    def make(tried: Recipe) -> Candidate:
+        made = workshop.make(scheme.name, scheme.precision, tried)
+        relieved = sum(tried.groups[g] != recipe.groups[g] for g in recipe.groups)
+        relieved += sum(tried.tables[t] != recipe.tables[t] for t in recipe.tables)
+        workshop.say(f"{scheme.name}, {relieved} relieved: {made.miss or 'passes'}")
+        return made
+
+    best = make(recipe)
+    changing = [name for name, way in (*recipe.groups.items(), *recipe.tables.items()) if way != KEEP]
+    if not best.miss or not changing:
+        return Attempt(best, ())
+    order = tuple(workshop.effects(scheme.name, recipe, changing))
+    base = recipe
+    for step in range(max(len(scheme.relief), len(scheme.table_relief))):
+
+        def relieve(count: int, base: Recipe = base, step: int = step) -> Recipe:
+            return _relieved(base, scheme, order[:count], step)
+
+        whole = make(relieve(len(order)))
+        if whole.miss:
+            best, base = whole, relieve(len(order))
+            continue
+        return Attempt(_fewest(make, relieve, whole, len(order)), order[:NAMED])
+    return Attempt(best, order[:NAMED])
+
+
+def _relieved(recipe: Recipe, scheme: Scheme, names: Sequence[str], step: int) -> Recipe:
+    """The recipe with some weights gone to the way of relief that has this place in the scheme's list."""
+    way = scheme.relief[min(step, len(scheme.relief) - 1)]
+    table_way = scheme.table_relief[min(step, len(scheme.table_relief) - 1)]
+    tables = {t: table_way if t in names else old for t, old in recipe.tables.items()}
+    return dataclasses.replace(recipe.changed(names, way), tables=tables)
+
+
+def _fewest(
+    make: Callable[[Recipe], Candidate], relieve: Callable[[int], Recipe], whole: Candidate, most: int
+) -> Candidate:
+    """The candidate that relieves the fewest weights and passes, between none, which fails, and all, which pass."""
+    low, high, best = 0, most, whole
+    while high - low > 1:
+        middle = (low + high) // 2 if high < most else max(low + 1, most // 4)
+        tried = make(relieve(middle))
+        if tried.miss:
+            low = middle
+        else:
+            high, best = middle, tried
+    return best

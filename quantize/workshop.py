@@ -1,0 +1,167 @@
+"""One bundle being quantized: its graph, data and judge, and everything that candidates share, worked out once."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import onnx_ir as ir
+
+from pinnace.compare import Bound, Evaluation, miss, task_gate
+from pinnace.quantize.calibration import Activations, observe
+from pinnace.quantize.evaluate import Judge, feeds
+from pinnace.quantize.examples import Examples
+from pinnace.quantize.latency import Latency, measure
+from pinnace.quantize.observed import Observed
+from pinnace.quantize.projections import find_groups
+from pinnace.quantize.recipe import KEEP, Recipe, load_graph
+from pinnace.quantize.variant import REFERENCE, Written, write_variant
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cpu import Cpu
+from pinnace.runtime.ort import plain_session
+
+Progress = Callable[[str], None]
+PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
+PROBE: Final = "probe"
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A variant that was made and judged.
+
+    Attributes:
+        scheme: its name.
+        precision: its slot.
+        recipe: what became of each weight.
+        written: its files.
+        evaluation: its quality.
+        miss: what the gate holds against it, in words; empty where it passes.
+    """
+
+    scheme: str
+    precision: str
+    recipe: Recipe
+    written: Written
+    evaluation: Evaluation
+    miss: str
+
+
+class Workshop:
+    """Makes and judges variants of one bundle in a scratch copy of it.
+
+    Args:
+        source: the bundle as it is; its fp32 variant is the reference.
+        scratch: a copy of the bundle's folder, where variants are written.
+        calibration: examples to calibrate with, of the bundle's task; None where nothing is calibrated.
+        judging: examples to judge with, none of them among those to calibrate with.
+        cpu: the processor.
+        threads: threads of a run; None takes what the machine grants.
+        max_drop: the user's largest drop in place of the gate's.
+        say: called with a line at each stage.
+    """
+
+    def __init__(
+        self,
+        source: Bundle,
+        scratch: Path,
+        calibration: Examples | None,
+        judging: Examples,
+        *,
+        cpu: Cpu,
+        threads: int | None,
+        max_drop: float | None,
+        say: Progress,
+    ) -> None:
+        self.source, self.scratch, self.cpu, self.threads = source, scratch, cpu, threads
+        self.bundle = Bundle(scratch, source.manifest, verified=True)
+        self._calibration, self._max_drop, self.say = calibration, max_drop, say
+        self._activations: dict[str, Activations] = {}
+        self._feeds: list[dict[str, Any]] | None = None
+        say(f"judging fp32 on {len(judging)} examples")
+        self._judge = Judge(source.path, judging, threads)
+        self.reference = self._judge.score(source, REFERENCE)
+
+    def graph(self) -> ir.Model:
+        """The fp32 graph anew, in the form that recipes are applied to."""
+        return load_graph(self.scratch / self.bundle.variant(REFERENCE).graph)
+
+    def feeds(self) -> list[dict[str, Any]]:
+        """Inputs to calibrate with, as the task's pipeline makes them."""
+        if self._feeds is None:
+            assert self._calibration is not None  # schemes that calibrate are given data
+            self._feeds = list(feeds(self.source.path, self._calibration))
+        return self._feeds
+
+    def observe(self, recipe: Recipe) -> Observed:
+        """Observe the groups that a recipe needs and that were not observed yet."""
+        hessians = recipe.rounding == "compensated"
+        lacking = {
+            name for name in recipe.calibrated
+            if name not in self._activations or (hessians and self._activations[name].hessian is None)
+        }  # fmt: skip
+        if lacking:
+            self.say(f"calibrating on {len(self.feeds())} inputs")
+            model = self.graph()
+            values = {group.name: group.activations for group in find_groups(model.graph) if group.name in lacking}
+            folder = (self.scratch / self.bundle.variant(REFERENCE).graph).parent
+            self._activations |= observe(model, folder, values, self.feeds(), hessians=hessians)
+        return Observed(self._activations)
+
+    def make(self, scheme: str, precision: str, recipe: Recipe) -> Candidate:
+        """Write the variant of a recipe over the last one of this precision, and judge it."""
+        written = self.write(scheme, precision, recipe)
+        evaluation = self._judge.score(self.with_variant(precision, written), precision)
+        return Candidate(scheme, precision, recipe, written, evaluation, self.miss(evaluation))
+
+    def write(self, scheme: str, precision: str, recipe: Recipe) -> Written:
+        """Write the variant of a recipe."""
+        observed = self.observe(recipe)
+        return write_variant(self.bundle, self.scratch, precision, scheme, recipe, observed, self.cpu)
+
+    def with_variant(self, precision: str, written: Written) -> Bundle:
+        """The scratch bundle with one more variant."""
+        manifest = self.bundle.manifest
+        variants = {**manifest.variants, precision: written.variant}
+        return Bundle(self.scratch, dataclasses.replace(manifest, variants=variants), verified=True)
+
+    def gate(self, precision: str, metric: str) -> tuple[Bound, ...]:
+        """What a variant must reach."""
+        return task_gate(precision, metric, self._max_drop)
+
+    def miss(self, evaluation: Evaluation) -> str:
+        """What the gate holds against a result, in words; empty where it passes."""
+        return miss(evaluation, self.gate(evaluation.precision, evaluation.metric))
+
+    def latency(self, precision: str, written: Written) -> Mapping[str, Latency]:
+        """Time the variant beside fp32 in one interleaved run."""
+        return measure(self.with_variant(precision, written), (REFERENCE, precision), threads=self.threads)
+
+    def effects(self, scheme: str, recipe: Recipe, names: Collection[str]) -> dict[str, float]:
+        """How far each group or table alone moves the outputs: squared error relative to their square, worst first."""
+        chosen = self.feeds()[:PROBE_FEEDS]
+        exact = self._outputs(self.bundle.graph_path(REFERENCE), chosen)
+        nothing = recipe.changed(recipe.groups, KEEP)
+        nothing = dataclasses.replace(nothing, tables=dict.fromkeys(recipe.tables, KEEP))
+        found = {}
+        for done, name in enumerate(names, 1):
+            if name in recipe.groups:
+                probe = nothing.changed([name], recipe.groups[name])
+            else:
+                probe = dataclasses.replace(nothing, tables={**nothing.tables, name: recipe.tables[name]})
+            written = self.write(scheme, PROBE, probe)
+            got = self._outputs(self.scratch / written.variant.graph, chosen)
+            errors = (np.square(a - b, dtype=np.float64).sum() for a, b in zip(got, exact, strict=True))
+            sizes = (np.square(b, dtype=np.float64).sum() for b in exact)
+            found[name] = float(sum(errors) / max(sum(sizes), 1e-30))
+            self.say(f"effect of {name}: {found[name]:.2g} ({done} of {len(names)})")
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @staticmethod
+    def _outputs(graph: Path, chosen: list[dict[str, Any]]) -> list[Any]:
+        """The task's own outputs, without the cache."""
+        session = plain_session(graph)
+        names = [output.name for output in session.get_outputs() if not output.name.startswith("present")]
+        return [array for feed in chosen for array in session.run(names, feed)]
