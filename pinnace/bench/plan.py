@@ -16,7 +16,6 @@ from pinnace.errors import UsageError, unknown_word
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.threads import thread_count
 
-MIXED: Final = "mixed"
 PROGRAM: Final = "pinnace"
 
 
@@ -30,7 +29,7 @@ class Request:
         devices: such as ``cpu``.
         threads: of one run; by default what the machine grants.
         batches: rows of a query.
-        lengths: tokens of a row, or `MIXED` for texts of unlike length.
+        lengths: tokens of a row, none where texts are given.
         prompts: tokens of a decoder's prompt.
         output_tokens: new tokens behind it.
         concurrency: queries at work at once.
@@ -54,7 +53,7 @@ class Request:
     devices: tuple[str, ...] = ("cpu",)
     threads: tuple[int, ...] = ()
     batches: tuple[int, ...] = (1,)
-    lengths: tuple[int | str, ...] = ()
+    lengths: tuple[int, ...] = ()
     prompts: tuple[int, ...] = ()
     output_tokens: tuple[int, ...] = ()
     concurrency: tuple[int, ...] = (1,)
@@ -168,7 +167,7 @@ def _check(bundle: Bundle, request: Request) -> None:
     if not decoder and (request.prompts or request.output_tokens):
         raise UsageError(f"{bundle.path.name} is for {bundle.manifest.task} and has no prompt; give --length")
     longest = bundle.manifest.limits.sequence
-    sizes = [size for size in request.lengths if isinstance(size, int)]
+    sizes = list(request.lengths)
     sizes += [p + n for p in request.prompts for n in request.output_tokens or (1,)]
     if sizes and max(sizes) > longest:
         raise UsageError(f"{max(sizes):,} tokens are more than {bundle.path.name} takes: {longest:,}. Ask for fewer")

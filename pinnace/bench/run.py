@@ -1,0 +1,95 @@
+"""A whole benchmark in one call: plan, measure, summarize."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.bench import machine
+from pinnace.bench.children import run_child
+from pinnace.bench.jobs import write_texts
+from pinnace.bench.judge import Row, judge_pairs, pair_up
+from pinnace.bench.plan import PROGRAM, Request, make_plan
+from pinnace.bench.processes import now
+from pinnace.bench.results import Result
+from pinnace.bench.rounds import measure
+from pinnace.bench.summary import summarize
+from pinnace.errors import MissingExtra
+from pinnace.runtime.tokenizer import load_tokenizer
+
+# Architecture -> the task that random weights are exported for unless another one is asked for.
+RANDOM_TASKS: Final = {"bert": "feature-extraction", "apertus": "text-generation"}
+
+
+def bench(path: str | Path, request: Request, progress: Callable[[str], None] = lambda _text: None) -> Result:
+    """Measure a bundle.
+
+    Args:
+        path: its folder.
+        request: what to measure.
+        progress: told what is done now.
+
+    Raises:
+        UsageError: a request that does not fit the bundle.
+        BundleError: no bundle, or a damaged one.
+        MachineError: a process of Pinnace failed.
+    """
+    load, started, start = machine.load(), now(), time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="pinnace-texts-") as folder:
+        texts = Path(folder) / "texts.json"
+        write_texts(texts, request.texts, request.tokens)
+        plan = make_plan(path, request, texts)
+        raw = measure(plan, progress)
+    return summarize(plan, raw, secrets.token_hex(8), started, time.monotonic() - start, load)
+
+
+def against(result: Result) -> list[Row]:
+    """Compare the two bundles of one run, the second with the first, at each variant and number of threads."""
+    own = [candidate for candidate in result.candidates if candidate.program == PROGRAM and not candidate.missing]
+    half = len(own) // 2
+    # The plan lists all candidates of the first bundle, then the same ones of the other, which is the one before.
+    pairs = [
+        pair
+        for new in own[:half]
+        for old in own[half:]
+        if (new.precision, new.device, new.threads) == (old.precision, old.device, old.threads)
+        for pair in pair_up((result, old), (result, new))
+    ]
+    return judge_pairs(pairs)
+
+
+def count_tokens(path: str | Path, items: Sequence[Any]) -> tuple[int, ...]:
+    """Tokens of each input of a pipeline: of all its texts."""
+    tokenizer = load_tokenizer(Path(path))
+    texts = [json.dumps(item) if not isinstance(item, str | dict) else item for item in items]
+    joined = [item if isinstance(item, str) else " ".join(map(str, _flat(item))) for item in texts]
+    return tuple(len(row) for row in tokenizer(joined)["input_ids"])
+
+
+def _flat(item: dict[str, Any]) -> list[Any]:
+    return [part for value in item.values() for part in (value if isinstance(value, list) else [value])]
+
+
+def export_random(architecture: str, task: str | None, config: str | None, folder: Path) -> Path:
+    """Export random weights in a process of its own, so that this one stays small.
+
+    Raises:
+        MissingExtra: PyTorch is not installed.
+        ChildFailed: the export failed; its words are shown.
+    """
+    import importlib.util
+
+    if importlib.util.find_spec("torch") is None:
+        raise MissingExtra("export", "--random-weights")
+    output = folder / f"{architecture}-random"
+    words = [sys.executable, "-m", "pinnace", "export", architecture, "--random-weights", "--no-validate", "-q"]
+    words += ["--task", task or RANDOM_TASKS[architecture], "-o", str(output)]
+    words += ["--config", config] if config else []
+    run_child(words, threads=len(machine.affinity()))
+    return output
