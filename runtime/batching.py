@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -20,7 +20,13 @@ _FEWEST_TOKENS: Final = 128
 _MOST_TOKENS: Final = 4096
 
 
-def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | None = None) -> list[list[int]]:
+def plan_batches(
+    lengths: Sequence[int],
+    *,
+    token_budget: int,
+    max_rows: int | None = None,
+    rows_within: Callable[[int], int] | None = None,
+) -> list[list[int]]:
     """Group rows into batches by length.
 
     Args:
@@ -28,6 +34,7 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | N
         token_budget: most tokens of a batch, padding counted: rows times the longest row. A row longer than the
             budget is a batch of its own.
         max_rows: most rows of a batch.
+        rows_within: most rows of a given length, such as the memory allows; None for no such limit.
 
     Returns:
         Lists of indexes into ``lengths``, every index once, the longest rows first; equal input, equal result.
@@ -45,6 +52,7 @@ def plan_batches(lengths: Sequence[int], *, token_budget: int, max_rows: int | N
             batches.append([])
             room = max(1, token_budget // max(1, lengths[index]))
             room = room if max_rows is None else min(room, max_rows)
+            room = room if rows_within is None else min(room, rows_within(lengths[index]))
         batches[-1].append(index)
         room -= 1
     return batches

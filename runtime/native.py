@@ -159,7 +159,7 @@ def deadline(options: Any, timeout: float | None) -> Iterator[threading.Event]:
         yield expired
         return
     if not timeout > 0:
-        raise DeadlineExceeded(f"the time limit of {timeout:g} s was over before the run began")
+        raise DeadlineExceeded("the time limit was over before the run began. Allow more time, or send fewer requests")
 
     def stop() -> None:
         expired.set()

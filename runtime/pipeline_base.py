@@ -4,61 +4,34 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import itertools
 import threading
-import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeAlias, TypeVar
+from typing import Any, ClassVar, Final, Generic, TypeAlias
 
-import numpy as np
-
-from pinnace.errors import DeadlineExceeded, InputError, UsageError, unknown_word
-from pinnace.runtime.batching import default_token_budget, pad_rows, plan_batches
+from pinnace.errors import InputError, MachineError, UsageError, unknown_word
+from pinnace.runtime import workers
+from pinnace.runtime.batching import plan_batches
 from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.pipeline_checks import Pair, check_count, check_seconds
+from pinnace.runtime.call_options import CallOptions, Options
+from pinnace.runtime.feeds import fixed_shape, make_feeds
+from pinnace.runtime.footprint import check_memory_limit
+from pinnace.runtime.opening import Parts, open_parts
+from pinnace.runtime.pipeline_checks import Pair, check_count, check_replicas, pieces
 from pinnace.runtime.providers import providers_for
 from pinnace.runtime.scores import Array
 from pinnace.runtime.session import Session
-from pinnace.runtime.tokenizer import BatchEncoding, Tokenizer, load_tokenizer
+from pinnace.runtime.threads import thread_count
+from pinnace.runtime.tokenizer import BatchEncoding, Tokenizer
 from pinnace.spec import Manifest
 
-# Inputs that are tokenized and sorted together; a stream is answered in pieces of this many.
+# Inputs that are tokenized and sorted together: many or a stream are answered in pieces of so many inputs and so many
+# characters, since a token's record takes hundreds of bytes until its piece is done.
 CHUNK: Final = 1024
-# Most bytes that one batch's outputs may take: logits over a vocabulary are far larger than the activations.
-OUTPUT_BYTES: Final = 64 << 20
+CHUNK_CHARACTERS: Final = 1 << 20
+__all__ = ["CallOptions", "Options", "Outputs", "Pipeline"]
 
 Outputs: TypeAlias = Mapping[str, Array]
-
-
-@dataclasses.dataclass(frozen=True)
-class CallOptions:
-    """Options that every pipeline takes when it is called.
-
-    Attributes:
-        batch_size: most rows of one batch; None leaves it to the token budget.
-        timeout: most seconds for a call, or for each piece of a stream; None waits for ever.
-    """
-
-    batch_size: int | None = None
-    timeout: float | None = None
-
-    def __post_init__(self) -> None:
-        check_count("batch_size", self.batch_size)
-        check_seconds("timeout", self.timeout)
-
-
-Options = TypeVar("Options", bound=CallOptions)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """What is opened at first use."""
-
-    session: Session
-    tokenizer: Tokenizer
-    token_budget: int
-    longest: int
 
 
 class Pipeline(abc.ABC, Generic[Options]):
@@ -72,14 +45,18 @@ class Pipeline(abc.ABC, Generic[Options]):
         bundle: folder of a bundle, or an opened bundle.
         precision: the variant to run; None takes the bundle's default.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        threads: threads of one run; None takes what the machine grants this process.
+        threads: threads of all runs together; None takes what the machine grants this process.
         batch_tokens: most tokens in a batch, padding counted; None takes what fits the processor's cache.
         verify: check the bundle's files against their hashes.
+        replicas: batches of a call that run at once, each on its share of the threads: more answers a second where
+            there are many inputs, a slower one where there is one. ``"auto"`` takes as many as threads.
+        spin: let idle threads wait busily: a little faster alone, and a waste beside other work.
+        memory_limit: most bytes that weights and runs may take: batches become smaller, and what cannot fit is refused.
 
     Raises:
         BundleError: no bundle, or a damaged one.
         UsageError: the bundle is for another task, or has no such precision.
-        MachineError: this machine or this onnxruntime cannot provide the device.
+        MachineError: this machine or this onnxruntime cannot provide the device, or the weights exceed the limit.
     """
 
     task: ClassVar[str]
@@ -95,9 +72,14 @@ class Pipeline(abc.ABC, Generic[Options]):
         threads: int | None = None,
         batch_tokens: int | None = None,
         verify: bool = True,
+        replicas: int | str = 1,
+        spin: bool = False,
+        memory_limit: int | None = None,
     ) -> None:
         check_count("threads", threads)
         check_count("batch_tokens", batch_tokens)
+        check_replicas(replicas)
+        check_memory_limit(memory_limit)
         providers_for(device)
         opened = bundle if isinstance(bundle, Bundle) else Bundle.open(bundle, verify=verify)
         if opened.manifest.task not in self.bundle_tasks:
@@ -113,9 +95,12 @@ class Pipeline(abc.ABC, Generic[Options]):
             "threads": threads,
             "batch_tokens": batch_tokens,
             "verify": verify,
+            "replicas": replicas,
+            "spin": spin,
+            "memory_limit": memory_limit,
         }
         self._bundle = opened
-        self._opened: _Opened | None = None
+        self._opened: Parts | None = None
         self._lock = threading.Lock()
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
@@ -148,6 +133,14 @@ class Pipeline(abc.ABC, Generic[Options]):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer, opened at first use."""
         return self._open().tokenizer
+
+    @property
+    def replicas(self) -> int:
+        """How many batches run at once: 1 on a GPU, which is one machine, and for a decoder, whose rows share steps."""
+        if self._arguments["device"] != "cpu" or self.manifest.cache is not None:
+            return 1
+        threads, asked = thread_count(self._arguments["threads"]), self._arguments["replicas"]
+        return threads if asked == "auto" else int(asked)
 
     @property
     def longest(self) -> int:
@@ -201,7 +194,8 @@ class Pipeline(abc.ABC, Generic[Options]):
 
         Raises:
             InputError: a row longer than the model takes.
-            DeadlineExceeded: the call's timeout has passed.
+            DeadlineExceeded: the call's timeout has passed, or it was cancelled.
+            MachineError: not enough memory, or less allowed than a row needs.
             NumericalError: an output with NaN or infinity.
         """
         opened = self._open()
@@ -210,55 +204,55 @@ class Pipeline(abc.ABC, Generic[Options]):
             raise InputError(
                 f"an input has {max(lengths)} tokens, expected at most {opened.longest}; leave truncation on, or cut it"
             )
-        width, rows = _fixed_shape(self.manifest)
-        until = None if options.timeout is None else time.monotonic() + options.timeout
+        width, rows = fixed_shape(self.manifest)
         heaviest = [max(lengths[i : i + width]) for i in range(0, len(lengths), width)]
         most = min((n for n in (options.batch_size, rows) if n is not None), default=None)
-        for units in plan_batches(heaviest, token_budget=opened.token_budget, max_rows=most):
-            places = [unit * width + i for unit in units for i in range(width)]
-            feeds = self._feeds([encodings[i] for i in places], width, rows)
-            left = None if until is None else until - time.monotonic()
-            if left is not None and left <= 0:
-                raise DeadlineExceeded(f"the call was stopped after its timeout of {options.timeout:g} s; allow more")
-            outputs = opened.session.run(feeds, outputs=self.output_names, timeout=left)
-            yield places, {name: values[: len(units)] for name, values in outputs.items()}
+        jobs = plan_batches(
+            heaviest, token_budget=opened.token_budget, max_rows=most, rows_within=self._rows_within(width, rows)
+        )
 
-    def _feeds(self, encodings: list[Any], width: int, rows: int | None) -> dict[str, Array]:
-        """Build the graph's inputs, padded to the longest row or to the graph's fixed shape."""
-        specs = {spec.name: spec.shape for spec in self.manifest.inputs}
-        # A row without any token (an empty text and no special ones) becomes one token of padding.
-        padding = self.tokenizer.pad_token_id or 0
-        ids = pad_rows([encoding.ids or [padding] for encoding in encodings], padding)
-        feeds = {"input_ids": ids}
-        if "attention_mask" in specs:
-            feeds["attention_mask"] = pad_rows([encoding.attention_mask or [1] for encoding in encodings], 0)
-        if "token_type_ids" in specs:
-            feeds["token_type_ids"] = pad_rows([encoding.type_ids or [0] for encoding in encodings], 0)
-        if "position_ids" in specs:
-            feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
-        shape = specs["input_ids"]
-        extra_rows = 0 if rows is None else rows * width - len(encodings)
-        extra_tokens = shape[-1] - ids.shape[1] if isinstance(shape[-1], int) else 0
-        if extra_rows or extra_tokens:
-            # Rows are repeated rather than blank: a row without any token would attend to nothing.
-            feeds = {
-                name: np.pad(np.pad(values, ((0, extra_rows), (0, 0)), mode="edge"), ((0, 0), (0, extra_tokens)))
-                for name, values in feeds.items()
-            }
-        if len(shape) == 3:
-            feeds = {name: values.reshape(-1, width, values.shape[-1]) for name, values in feeds.items()}
-        return feeds
+        def run(units: list[int]) -> tuple[list[int], Outputs]:
+            places = [unit * width + i for unit in units for i in range(width)]
+            left = options.seconds_left()
+            try:
+                padding = self.tokenizer.pad_token_id or 0
+                feeds = make_feeds(self.manifest, [encodings[i] for i in places], padding, width, rows)
+                outputs = opened.session.run(
+                    feeds, outputs=self.output_names, timeout=left, cancellation=options.cancellation
+                )
+            except MemoryError:
+                raise MachineError(f"not enough memory for a batch of {len(places)} rows; set batch_tokens=") from None
+            return places, {name: values[: len(units)] for name, values in outputs.items()}
+
+        if self.replicas == 1 or len(jobs) == 1:
+            yield from map(run, jobs)
+        else:
+            yield from workers.run_in_order(run, jobs, self.replicas)
+
+    def _rows_within(self, width: int, rows: int | None) -> Callable[[int], int] | None:
+        """How many rows (of ``width`` each) of a length the memory limit leaves room for; None where there is none."""
+        limit, footprint = self._arguments["memory_limit"], self._open().footprint
+        if limit is None:
+            return None
+
+        def within(length: int) -> int:
+            found = footprint.rows_within(length, limit, self.replicas) // width
+            if found < (rows or 1):
+                footprint.check_run((rows or 1) * width * self.replicas, length, limit)
+            return found
+
+        return within
 
     def _route(self, inputs: Any, options: Options) -> Any:
         if self.is_one(inputs, options):
-            return self.answer([self.check_input(inputs, "the input")], options)[0]
+            return self.answer([self.check_input(inputs, "the input")], options.started())[0]
         results = self._stream(inputs, options)
         return list(results) if isinstance(inputs, list | tuple) else results
 
     def _stream(self, inputs: Iterable[Any], options: Options) -> Iterator[Any]:
-        source = enumerate(inputs)
-        while items := [self.check_input(item, f"input {i}") for i, item in itertools.islice(source, CHUNK)]:
-            yield from self.answer(items, options)
+        checked = (self.check_input(item, f"input {i}") for i, item in enumerate(inputs))
+        for items in pieces(checked, CHUNK, CHUNK_CHARACTERS):
+            yield from self.answer(items, options.started())
 
     def _read_options(self, options: Mapping[str, Any]) -> Options:
         known = [field.name for field in dataclasses.fields(self.options_type)]
@@ -267,26 +261,15 @@ class Pipeline(abc.ABC, Generic[Options]):
                 raise unknown_word(f"option of {self.task}", name, known)
         return self.options_type(**options)  # type: ignore[return-value]
 
-    def _open(self) -> _Opened:
+    def _open(self) -> Parts:
         if self._opened is None:
             with self._lock:
                 if self._opened is None:
                     self._opened = self._open_now()
         return self._opened
 
-    def _open_now(self) -> _Opened:
-        arguments, manifest = self._arguments, self.manifest
-        session = Session(
-            self._bundle, arguments["precision"], device=arguments["device"], threads=arguments["threads"]
-        )
-        tokenizer = load_tokenizer(self.path)
-        fixed = next(spec.shape[-1] for spec in manifest.inputs if spec.name == "input_ids")
-        longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
-        longest = min(longest, fixed) if isinstance(fixed, int) else longest
-        budget = arguments["batch_tokens"] or default_token_budget(int(self._bundle.config().get("hidden_size", 768)))
-        numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
-        budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
-        return _Opened(session, tokenizer, budget, longest)
+    def _open_now(self) -> Parts:
+        return open_parts(self._bundle, self._arguments, self.replicas)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._arguments
@@ -297,10 +280,3 @@ class Pipeline(abc.ABC, Generic[Options]):
     def __repr__(self) -> str:
         arguments = self._arguments
         return f"{type(self).__name__}({arguments['bundle']!r}, {arguments['precision']}, {arguments['device']})"
-
-
-def _fixed_shape(manifest: Manifest) -> tuple[int, int | None]:
-    """Rows that belong together (the choices of a fixed-shape graph), and the rows of its batch if fixed."""
-    shape = next(spec.shape for spec in manifest.inputs if spec.name == "input_ids")
-    width = shape[1] if len(shape) == 3 and isinstance(shape[1], int) else 1
-    return width, shape[0] if isinstance(shape[0], int) else None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -21,6 +21,16 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
         raise UsageError(f"{name} is {value!r}; expected a whole number of at least {least}, or None")
+
+
+def check_replicas(value: Any) -> None:
+    """Check the number of batches that run at once.
+
+    Raises:
+        UsageError: neither a whole number of at least 1 nor ``"auto"``.
+    """
+    if value != "auto" and (isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= 1024):
+        raise UsageError(f"replicas is {value!r}; expected a whole number of at least 1, or 'auto'")
 
 
 def check_seconds(name: str, value: Any) -> None:
@@ -95,3 +105,31 @@ def check_fields(item: Any, place: str, required: Sequence[str]) -> list[Any]:
     if set(item) != set(required):
         raise InputError(f"{place} has the keys {sorted(map(str, item))}, expected {form}; give exactly these")
     return [item[name] for name in required]
+
+
+def pieces(items: Iterable[Any], most: int, characters: int) -> Iterator[list[Any]]:
+    """Cut a stream of checked inputs into lists, each ended by its number of inputs or of characters.
+
+    Args:
+        items: texts, or anything made of texts; read as the pieces are asked for.
+        most: most inputs of a piece.
+        characters: a piece that has as many is full.
+    """
+    piece: list[Any] = []
+    size = 0
+    for item in items:
+        piece.append(item)
+        size += _characters(item)
+        if len(piece) >= most or size >= characters:
+            yield piece
+            piece, size = [], 0
+    if piece:
+        yield piece
+
+
+def _characters(item: Any) -> int:
+    if isinstance(item, str):
+        return len(item)
+    if isinstance(item, Mapping):
+        return sum(map(_characters, item.values()))
+    return sum(map(_characters, item)) if isinstance(item, list | tuple) else 0

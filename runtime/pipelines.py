@@ -39,6 +39,9 @@ def pipeline(
     threads: int | None = None,
     batch_tokens: int | None = None,
     verify: bool = True,
+    replicas: int | str = 1,
+    spin: bool = False,
+    memory_limit: int | None = None,
 ) -> Pipeline[Any]:
     """Open a bundle for a task: text in, answers out.
 
@@ -47,9 +50,12 @@ def pipeline(
         bundle: folder of a bundle, or an opened bundle.
         precision: the variant to run, as ``"int8"``; None takes the bundle's default.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
-        threads: threads of one run; None takes what the machine grants this process.
+        threads: threads of all runs together; None takes what the machine grants this process.
         batch_tokens: most tokens in a batch, padding counted; None takes what fits the processor's cache.
         verify: check the bundle's files against their hashes.
+        replicas: batches of a call that run at once, each on its share of the threads; or ``"auto"``.
+        spin: let idle threads wait busily.
+        memory_limit: most bytes that weights and runs may take; None for no limit.
 
     Returns:
         A callable: one input gives one result, a list gives a list, an iterator gives an iterator.
@@ -63,6 +69,7 @@ def pipeline(
         raise unknown_word("pipeline", task, PIPELINES)
     module, _, kind = PIPELINES[name].partition(":")
     made: Pipeline[Any] = getattr(importlib.import_module(module), kind)(
-        bundle, precision=precision, device=device, threads=threads, batch_tokens=batch_tokens, verify=verify
-    )
+        bundle, precision=precision, device=device, threads=threads, batch_tokens=batch_tokens, verify=verify,
+        replicas=replicas, spin=spin, memory_limit=memory_limit,
+    )  # fmt: skip
     return made

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, DeadlineExceeded, InputError, UsageError
-from pinnace.runtime import pipeline_base
+from pinnace.runtime import call_options, pipeline_base
 from pinnace.runtime.pipelines import PIPELINES, pipeline
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA, TASKS, OpenPipeline, same
@@ -240,7 +240,7 @@ def test_a_timeout_stops_a_call(open_pipeline: OpenPipeline) -> None:
 def test_a_timeout_counts_for_all_batches(open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     pipe = open_pipeline("text-classification", "tiny-classify", batch_tokens=16)
     clock = itertools.count()
-    monkeypatch.setattr(pipeline_base, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(call_options, "time", types.SimpleNamespace(monotonic=lambda: next(clock)))
     with pytest.raises(DeadlineExceeded, match="its timeout of 5 s"):
         pipe(["a plant"] * 40, timeout=5)
 

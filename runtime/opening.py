@@ -1,0 +1,69 @@
+"""What a pipeline opens at first use: session and tokenizer, both at once, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+from pinnace.runtime.batching import default_token_budget
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.footprint import Footprint
+from pinnace.runtime.session import Session
+from pinnace.runtime.threads import thread_count
+from pinnace.runtime.tokenizer import Tokenizer, load_tokenizer
+
+# Most bytes that one batch's outputs may take: logits over a vocabulary are far larger than the activations.
+OUTPUT_BYTES: Final = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What was opened.
+
+    Attributes:
+        session: runs the graph.
+        tokenizer: makes its inputs.
+        token_budget: most tokens of a batch, padding counted.
+        longest: most tokens of a row.
+        footprint: what weights and runs take of the memory.
+    """
+
+    session: Session
+    tokenizer: Tokenizer
+    token_budget: int
+    longest: int
+    footprint: Footprint
+
+
+def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> Parts:
+    """Open the session and the tokenizer of a bundle.
+
+    Args:
+        bundle: the bundle, opened.
+        arguments: those of `Pipeline`, by name.
+        replicas: how many runs share the threads.
+
+    Raises:
+        PinnaceError: as `Session` and `load_tokenizer`.
+    """
+    manifest = bundle.manifest
+    threads = max(1, thread_count(arguments["threads"]) // replicas)
+    # The session is opened in C++ and holds no lock of Python's, so the tokenizer is read meanwhile.
+    with ThreadPoolExecutor(1) as other:
+        reading = other.submit(load_tokenizer, bundle.path)
+        session = Session(
+            bundle, arguments["precision"], device=arguments["device"], threads=threads,
+            spin=arguments["spin"], memory_limit=arguments["memory_limit"],
+        )  # fmt: skip
+        tokenizer = reading.result()
+    fixed = next(spec.shape[-1] for spec in manifest.inputs if spec.name == "input_ids")
+    longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
+    longest = min(longest, fixed) if isinstance(fixed, int) else longest
+    config = bundle.config()
+    budget = arguments["batch_tokens"] or default_token_budget(int(config.get("hidden_size", 768)))
+    numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
+    budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
+    footprint = Footprint.of(manifest, session.precision, config)
+    return Parts(session, tokenizer, budget, longest, footprint)
