@@ -179,14 +179,13 @@ class _Quantization:
             return self._report(entries, None, why)
         best = max(fit, key=lambda entry: (round(entry.speedup, 2), -entry.bytes))
         why = f"of {len(fit)} that pass, {best.scheme} is the fastest here: {best.speedup:.2f} times fp32"
-        if best is not entries[-1]:
-            # The files on disk are those of the last candidate of this precision.
-            self._shop.write(best.scheme, best.precision, best.candidate.recipe)
         return self._report(entries, best, why)
 
     def finish(self, entry: Entry) -> None:
         """Describe the chosen variant in certificate, card and manifest, and keep what it gives on golden inputs."""
-        made, manifest = entry.candidate.written, self._source.manifest
+        # The files on disk are those of the last candidate of this precision.
+        made = self._shop.write(entry.scheme, entry.precision, entry.candidate.recipe)
+        manifest = self._source.manifest
         variant = dataclasses.replace(made.variant, degraded=bool(entry.miss))
         variants = {**manifest.variants, entry.precision: variant}
         bundle = Bundle(self._scratch, dataclasses.replace(manifest, variants=variants), verified=True)
@@ -218,7 +217,7 @@ class _Quantization:
     def _entry(self, attempt: Attempt) -> Entry:
         candidate = attempt.candidate
         precision = candidate.precision
-        timed: Mapping[str, Latency] = self._shop.latency(precision, candidate.written)
+        timed: Mapping[str, Latency] = self._shop.latency(candidate)
         return Entry(candidate, attempt.worst, timed[REFERENCE], timed[precision], self._reference_bytes())
 
     def _reference_bytes(self) -> int:

@@ -81,7 +81,6 @@ class Scheme:
 
 
 _LESS_INT4: Final = ("blocks8", KEEP)
-_LESS_TABLE: Final = ("rows8", KEEP)
 _ROWS: Final = (
     Scheme(
         "int8", "int8", "integer products; activations smoothed, fixed scales, one a token where that is too little",
@@ -98,15 +97,15 @@ _ROWS: Final = (
     ),
     Scheme(
         "int4", "int4", "4-bit weights in blocks, errors compensated on data; smallest, fastest for single tokens",
-        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, "compensated", smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, (KEEP,), "compensated", smoothing=False,
     ),
     Scheme(
         "int4-uncalibrated", "int4", "4-bit weights in blocks, half-quadratic rounding; needs no data",
-        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, "half-quadratic", smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, (KEEP,), "half-quadratic", smoothing=False,
     ),
     Scheme(
         "int4-nearest", "int4", "4-bit weights in blocks, rounded to nearest; the usual way, to compare with",
-        "blocks4", "blocks4", _LESS_INT4, _LESS_TABLE, smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, (KEEP,), smoothing=False,
     ),
 )  # fmt: skip
 SCHEMES: Final[Mapping[str, Scheme]] = types.MappingProxyType({row.name: row for row in _ROWS})

@@ -29,10 +29,11 @@ class Written:
 
 
 def graph_name(bundle: Bundle, precision: str) -> str:
-    """File of a precision's graph, named as the bundle's layout names it."""
+    """File of a precision's graph, named as the bundle's layout names it; any other word makes a file of its own."""
     reference = bundle.variant(REFERENCE).graph
     folder, _, _ = reference.rpartition("/")
-    return f"{folder}/{GRAPH_NAMES['hub'][precision]}" if folder else GRAPH_NAMES["flat"][precision]
+    name = GRAPH_NAMES["hub" if folder else "flat"].get(precision, f"{precision}.onnx")
+    return f"{folder}/{name}" if folder else name
 
 
 def write_variant(

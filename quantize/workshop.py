@@ -80,6 +80,7 @@ class Workshop:
         self._calibration, self._max_drop, self.say = calibration, max_drop, say
         self._activations: dict[str, Activations] = {}
         self._feeds: list[dict[str, Any]] | None = None
+        self._on_disk: dict[str, tuple[str, Recipe, Written]] = {}
         say(f"judging fp32 on {len(judging)} examples")
         self._judge = Judge(source.path, judging, threads)
         self.reference = self._judge.score(source, REFERENCE)
@@ -117,9 +118,13 @@ class Workshop:
         return Candidate(scheme, precision, recipe, written, evaluation, self.miss(evaluation))
 
     def write(self, scheme: str, precision: str, recipe: Recipe) -> Written:
-        """Write the variant of a recipe."""
+        """Write the variant of a recipe, unless it is what the last one of this precision was written by."""
+        if (last := self._on_disk.get(precision)) is not None and last[:2] == (scheme, recipe):
+            return last[2]
         observed = self.observe(recipe)
-        return write_variant(self.bundle, self.scratch, precision, scheme, recipe, observed, self.cpu)
+        written = write_variant(self.bundle, self.scratch, precision, scheme, recipe, observed, self.cpu)
+        self._on_disk[precision] = (scheme, recipe, written)
+        return written
 
     def with_variant(self, precision: str, written: Written) -> Bundle:
         """The scratch bundle with one more variant."""
@@ -135,8 +140,10 @@ class Workshop:
         """What the gate holds against a result, in words; empty where it passes."""
         return miss(evaluation, self.gate(evaluation.precision, evaluation.metric))
 
-    def latency(self, precision: str, written: Written) -> Mapping[str, Latency]:
-        """Time the variant beside fp32 in one interleaved run."""
+    def latency(self, candidate: Candidate) -> Mapping[str, Latency]:
+        """Time a candidate beside fp32 in one interleaved run."""
+        precision = candidate.precision
+        written = self.write(candidate.scheme, precision, candidate.recipe)
         return measure(self.with_variant(precision, written), (REFERENCE, precision), threads=self.threads)
 
     def effects(self, scheme: str, recipe: Recipe, names: Collection[str]) -> dict[str, float]:
