@@ -36,6 +36,7 @@ TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
     True: ("int8", "int8-token", "int8-weights", "int4"),
 }
 MIN_SPEEDUP: Final = 1.2
+CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes
 
 
 class _NothingBetterError(Exception):
@@ -147,7 +148,8 @@ class _Quantization:
     def __init__(self, source: Bundle, scratch: Path, examples: Examples, settings: Settings, say: Progress) -> None:
         self._source, self._scratch, self._settings, self._say = source, scratch, settings, say
         self._cpu: Cpu = read_cpu()
-        calibration, judging = split(examples)
+        few = min(CALIBRATION_TEXTS, len(examples) // 3) if source.manifest.cache is not None else None
+        calibration, judging = split(examples, calibration=few)
         self._examples = examples
         self._counts = (len(calibration), len(judging))
         self._shop = Workshop(

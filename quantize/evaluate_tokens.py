@@ -27,11 +27,16 @@ _ROWS: Final = 16  # rows that step together
 
 @dataclasses.dataclass(frozen=True)
 class _Piece:
-    """Logits [n, V] of some rows, their places [n], and the tokens that follow [n]; None where no loss is counted."""
+    """Logits [n, V] of some rows, their places [n], and the tokens that follow [n]; None where no loss is counted.
+
+    ``first`` [n] tells where a row's beginning is met for the first time. The one distribution after the tokens that all
+    texts begin with would otherwise count once for each text, and decide the share of likeliest tokens kept.
+    """
 
     rows: Array
     logits: Array
     targets: Array | None
+    first: Array
 
 
 def token_rows(tokenizer: Tokenizer, texts: Sequence[str], most: int) -> list[Array]:
@@ -93,7 +98,7 @@ class TokenJudge:
             kls, kept, nats, rows = self._compare(Decoder(Session(bundle, precision, threads=self._threads)))
         except NumericalError:
             return self._evaluation(precision, np.nan, {}, ())
-        mean_of_row = {place: float(kls[rows == place].mean()) for place in self._rows}
+        mean_of_row = {place: float(kls[rows == place].mean()) for place in self._rows if (rows == place).any()}
         worst = sorted((p for p, mean in mean_of_row.items() if mean > 0), key=lambda p: (-mean_of_row[p], p))
         details = {
             "top1": float(kept.mean()),
@@ -111,9 +116,11 @@ class TokenJudge:
         """Divergence, kept top-1 and row of every distribution, and the loss of those that have a target."""
         kls, kept, nats, rows = [], [], [], []
         for mine, theirs in zip(self._pieces(decoder), self._reference, strict=True):
-            kls.append(divergence(theirs.logits, mine.logits))
-            kept.append(top1_kept(theirs.logits, mine.logits))
-            rows.append(mine.rows)
+            new = mine.first
+            if new.any():
+                kls.append(divergence(theirs.logits[new], mine.logits[new]))
+                kept.append(top1_kept(theirs.logits[new], mine.logits[new]))
+                rows.append(mine.rows[new])
             if mine.targets is not None:
                 nats.append(token_nats(mine.logits, mine.targets))
         return np.concatenate(kls), np.concatenate(kept), np.concatenate(nats), np.concatenate(rows)
@@ -125,18 +132,23 @@ class TokenJudge:
 
     def _pieces(self, decoder: Decoder) -> Iterator[_Piece]:
         """Run all rows; the same rows give pieces of the same shapes in the same order, whatever the variant."""
+        seen: set[bytes] = set()
         longest_first = sorted(self._rows, key=lambda place: (-len(self._rows[place]), place))
         with RunLimit() as limit:
             for first in range(0, len(longest_first), _ROWS):
                 places = np.asarray(longest_first[first : first + _ROWS])
                 rows = [self._rows[place] for place in places.tolist()]
-                yield from _steps(decoder, places, rows, limit)
+                yield from _steps(decoder, places, rows, limit, seen)
                 for prompts in ([row[: len(row) // 2] for row in rows], [row[:-1] for row in rows]):
-                    yield _Piece(places, decoder.prompt(prompts, limit)[1].astype(np.float32), None)
+                    logits = decoder.prompt(prompts, limit)[1].astype(np.float32)
+                    yield _Piece(places, logits, None, np.ones(len(places), bool))
 
 
-def _steps(decoder: Decoder, places: Array, rows: list[Array], limit: RunLimit) -> Iterator[_Piece]:
-    """Read rows, the longest first, token by token together; a row that has ended leaves."""
+def _steps(decoder: Decoder, places: Array, rows: list[Array], limit: RunLimit, seen: set[bytes]) -> Iterator[_Piece]:
+    """Read rows, the longest first, token by token together; a row that has ended leaves.
+
+    ``seen`` holds the beginnings of earlier rows, and those of these afterwards.
+    """
     batch = decoder.batch(len(rows), len(rows[0]))
     alive = len(rows)
     for step in range(len(rows[0]) - 1):
@@ -146,7 +158,12 @@ def _steps(decoder: Decoder, places: Array, rows: list[Array], limit: RunLimit) 
             alive = still
         tokens = np.asarray([row[step] for row in rows[:alive]])
         targets = np.asarray([row[step + 1] for row in rows[:alive]])
-        yield _Piece(places[:alive], batch.step(tokens, limit).copy(), targets)
+        first = np.zeros(alive, bool)
+        for index, row in enumerate(rows[:alive]):
+            beginning = row[: step + 1].tobytes()
+            first[index] = beginning not in seen
+            seen.add(beginning)
+        yield _Piece(places[:alive], batch.step(tokens, limit).copy(), targets, first)
 
 
 def _within(rows: Sequence[Array], most: int) -> dict[int, Array]:

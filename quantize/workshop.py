@@ -106,7 +106,7 @@ class Workshop:
         if lacking:
             self.say(f"calibrating on {len(self.feeds())} inputs")
             model = self.graph()
-            values = {group.name: group.activations for group in find_groups(model.graph) if group.name in lacking}
+            values = {group.name: group.everywhere for group in find_groups(model.graph) if group.name in lacking}
             folder = (self.scratch / self.bundle.variant(REFERENCE).graph).parent
             self._activations |= observe(model, folder, values, self.feeds(), hessians=hessians)
         return Observed(self._activations)
