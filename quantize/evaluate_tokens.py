@@ -29,7 +29,7 @@ _ROWS: Final = 16  # rows that step together
 class _Piece:
     """Logits [n, V] of some rows, their places [n], and the tokens that follow [n]; None where no loss is counted.
 
-    ``first`` [n] tells where a row's beginning is met for the first time. The one distribution after the tokens that all
+    ``first`` [n] tells where a row's beginning is met for the first time. The one after the tokens that all
     texts begin with would otherwise count once for each text, and decide the share of likeliest tokens kept.
     """
 
