@@ -21,6 +21,7 @@ from pinnace.runtime.ort import plain_session
 
 Array = npt.NDArray[Any]
 SAMPLE_ROWS: Final = 2048
+GATHERED_ROWS: Final = 2048
 RUN_BYTES: Final = 256 << 20  # most bytes of observed activations that one run may give
 
 
@@ -56,6 +57,7 @@ class _Observer:
     def __init__(self, quota: int, hessian: Hessian | None) -> None:
         self._quota = quota
         self._hessian = hessian
+        self._waiting: list[Array] = []
         self._kept: list[Array] = []
         self._low: Array | None = None
         self._high: Array | None = None
@@ -75,11 +77,20 @@ class _Observer:
         self._kept.append(rows[places])
         self._count += len(rows)
         if self._hessian is not None:
-            self._hessian.add(rows)
+            self._waiting.append(rows)
+            if sum(map(len, self._waiting)) >= GATHERED_ROWS:
+                self._gather()
+
+    def _gather(self) -> None:
+        """Many rows at once: a product of few rows would spend its time on reading and writing the Hessian."""
+        if self._hessian is not None and self._waiting:
+            self._hessian.add(np.concatenate(self._waiting))
+            self._waiting.clear()
 
     def result(self, name: str) -> Activations:
         if self._low is None or self._high is None or self._sum is None:
             raise InputError(f"the calibration data never reaches {name}; give more or longer texts")
+        self._gather()
         sample = np.concatenate(self._kept)
         mean = self._sum / self._count
         return Activations(self._low, self._high, mean, self._count, sample[:SAMPLE_ROWS], self._hessian)
