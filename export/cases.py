@@ -15,6 +15,7 @@ from pinnace.spec import Limits
 Array = npt.NDArray[Any]
 CHOICES: Final = 3
 PAST_TOKENS: Final = 5
+FAR: Final = 9  # tokens of the row at the last positions
 LONGEST: Final = 2048  # of a row that is checked: attention weights of a 65,536-token row would not fit in memory
 
 
@@ -43,7 +44,8 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
     """Yield the cases for an interface, from one token to the model's limit, or `LONGEST` where that is lower.
 
     A graph with fixed shapes gets its one shape, with and without padding. A graph with a cache is given an empty past,
-    a full one, and one that is as long as each row's own history.
+    a full one, and one that is as long as each row's own history. A graph that is told positions gets a short row at
+    the last ones, where rotary scaling turns otherwise than at the first: a row of that length would not fit in memory.
     """
     generator = numbers()
     static, cache = interface.options.static, interface.cache
@@ -68,6 +70,14 @@ def grid(interface: Interface, limits: Limits) -> Iterator[Case]:
         B = static.get("batch", 3)
         ragged = [(past, past - 2, 0)[row % 3] for row in range(B)]
         yield make_case(interface, limits, generator, [1] * B, 1, "none", ragged)
+    if any(spec.name == "position_ids" for spec in interface.inputs) and not static and limits.sequence >= FAR:
+        yield _at_the_end(make_case(interface, limits, generator, [FAR], FAR, "none"), limits)
+
+
+def _at_the_end(case: Case, limits: Limits) -> Case:
+    """The same row at the last positions that the model takes."""
+    places = case.inputs["position_ids"] + limits.sequence - case.real.shape[1]
+    return dataclasses.replace(case, name=f"{case.name}-last", inputs={**case.inputs, "position_ids": places})
 
 
 def golden_case(interface: Interface, limits: Limits) -> Case:

@@ -37,6 +37,7 @@ def _variant(precision: str, check: Validation | None) -> dict[str, Any]:
         "verdict": "passed",
         "gate": dataclasses.asdict(GATES[precision]),
         "cases": list(check.cases),
+        "longest_row": check.longest,
         "outputs": {name: _rounded(found) for name, found in check.outputs.items()},
         "rows_alone": {name: _rounded(found) for name, found in check.rows_alone.items()},
     }

@@ -28,9 +28,13 @@ FIRST_STEP: Final = 4  # tokens of the first of two steps
 
 @dataclasses.dataclass(frozen=True)
 class Validation:
-    """What was compared and how far it lay apart, per output, and for rows alone against rows in a batch."""
+    """What was compared and how far it lay apart, per output, and for rows alone against rows in a batch.
+
+    ``longest`` is the most tokens, past ones included, of any row.
+    """
 
     cases: tuple[str, ...]
+    longest: int
     outputs: dict[str, Difference]
     rows_alone: dict[str, Difference]
 
@@ -114,7 +118,8 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
         # The largest entry is an answer where the entries are scores, and chance in a hidden state or a cache.
         if name.endswith("logits") and (miss := found.miss(gate)):
             raise CheckFailed(f"output {name!r} differs from PyTorch over the grid: {miss}")
-    return Validation(tuple(case.name for case in cases), total, rows)
+    longest = max(case.real_keys.shape[1] for case in cases)
+    return Validation(tuple(case.name for case in cases), longest, total, rows)
 
 
 def _comparable(interface: Interface, case: Case) -> list[TensorSpec]:

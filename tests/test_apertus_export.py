@@ -18,8 +18,8 @@ import pytest
 import torch
 import transformers
 
-from pinnace.errors import UsageError
-from pinnace.export import functions, lowering_onnx, lowering_ort
+from pinnace.errors import CheckFailed, UsageError
+from pinnace.export import functions, lowering_onnx, lowering_ort, validate
 from pinnace.export.builder import Exported, export
 from pinnace.export.graph import lower
 from pinnace.export.interface import Options, interface
@@ -355,3 +355,28 @@ def test_the_8b_shape_is_traced_without_a_weight(target: str) -> None:
     assert sum(math.prod(value.shape.numpy()) for value in weights.values() if value.shape is not None) > 1.9e9
     assert len(folded) == 16
     assert not folded & weights.keys()
+
+
+@pytest.mark.parametrize("target", ["ort", "onnx"])
+@pytest.mark.parametrize("kind", ["llama3", "yarn", "dynamic"])
+def test_the_last_positions_are_compared_and_a_wrong_angle_there_is_found(
+    kind: str, target: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"rope_parameters": dict(ROTARY[kind]), "max_position_embeddings": 8192}
+    _, made = exported(tmp_path, "ApertusForCausalLM", settings, target=target, validate=True)
+    record = made.certificate["variants"]["fp32"]
+    assert record["verdict"] == "passed"
+    assert record["longest_row"] == 2048
+    assert record["cases"][-1] == "batch1-length9-pad-none-last"
+    places: list[int] = []
+    reference = validate.run_reference
+
+    def wrong_far_away(model: Any, face: Any, inputs: Mapping[str, Array]) -> Any:
+        places.append(int(inputs["position_ids"].max()))
+        # As a table of angles would have it that ends where the longest row does.
+        return reference(model, face, {**inputs, "position_ids": np.minimum(inputs["position_ids"], 2047)})
+
+    monkeypatch.setattr(validate, "run_reference", wrong_far_away)
+    with pytest.raises(CheckFailed, match=r"length9-pad-none-last"):
+        export(tmp_path / "checkpoint", output=tmp_path / "again", target=target)
+    assert max(places) == (2 * 8192 if kind == "dynamic" else 8192) - 1
