@@ -36,6 +36,7 @@ TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
     True: ("int8", "int8-token", "int8-weights", "int4"),
 }
 MIN_SPEEDUP: Final = 1.2
+TOKENIZER_NAME: Final = "tokenizer.json"
 CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes
 
 
@@ -106,7 +107,9 @@ def quantize(
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
     schemes = _schemes(precision, scheme, auto, source.manifest)
     settings = Settings(tuple(keep), tuple(only), block, full_range, allow_degraded, threads, max_drop, min_speedup)
-    examples = read_examples(Path(data) if data is not None else None, source.manifest.task)
+    examples: Examples | None = None
+    if TOKENIZER_NAME in source.manifest.files:
+        examples = read_examples(Path(data) if data is not None else None, source.manifest.task)
     report: Report | None = None
     with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
         _copy(source, scratch)
@@ -145,13 +148,16 @@ def _copy(source: Bundle, scratch: Path) -> None:
 class _Quantization:
     """One quantization under way."""
 
-    def __init__(self, source: Bundle, scratch: Path, examples: Examples, settings: Settings, say: Progress) -> None:
+    def __init__(
+        self, source: Bundle, scratch: Path, examples: Examples | None, settings: Settings, say: Progress
+    ) -> None:
         self._source, self._scratch, self._settings, self._say = source, scratch, settings, say
         self._cpu: Cpu = read_cpu()
-        few = min(CALIBRATION_TEXTS, len(examples) // 3) if source.manifest.cache is not None else None
-        calibration, judging = split(examples, calibration=few)
-        self._examples = examples
-        self._counts = (len(calibration), len(judging))
+        decoder = source.manifest.cache is not None
+        few = min(CALIBRATION_TEXTS, len(examples) // 3) if decoder and examples is not None else None
+        calibration, judging = split(examples, calibration=few) if examples is not None else (None, None)
+        self._data = examples.source if examples is not None else "random tokens"
+        self._counts = (len(calibration or ()), len(judging or ()))
         self._shop = Workshop(
             source, scratch, calibration, judging,
             cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, say=say,
@@ -228,7 +234,7 @@ class _Quantization:
 
     def _report(self, entries: list[Entry], chosen: Entry | None, why: str) -> Report:
         return Report(
-            str(self._source.path), self._source.manifest.task, self._examples.source, self._counts,
+            str(self._source.path), self._source.manifest.task, self._data, self._counts,
             self._shop.reference, self._reference_bytes(), tuple(entries), chosen, why, self._cpu,
         )  # fmt: skip
 

@@ -12,6 +12,7 @@ from pinnace.compare import Evaluation
 from pinnace.errors import InputError, NumericalError
 from pinnace.quantize.examples import Examples
 from pinnace.quantize.metrics import Array, divergence, token_nats, top1_kept
+from pinnace.quantize.random_inputs import inputs_of
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import RunLimit
 from pinnace.runtime.decoder import Decoder
@@ -184,13 +185,4 @@ def prompt_feeds(bundle: Bundle, examples: Examples, most: int = MAX_TOKENS) -> 
     for row in token_rows(load_tokenizer(bundle.path), [example.input for example in examples], most):
         if not len(row):
             continue
-        sizes = {"batch": 1, "sequence": len(row), "past_sequence": 0, "total_sequence": len(row)}
-        feeds: dict[str, Any] = {}
-        for spec in manifest.inputs:
-            shape = [dim if isinstance(dim, int) else sizes[dim] for dim in spec.shape]
-            feeds[spec.name] = np.zeros(shape, spec.dtype)
-        feeds["input_ids"][:] = row
-        feeds["attention_mask"][:] = 1
-        if "position_ids" in feeds:
-            feeds["position_ids"][:] = np.arange(len(row))
-        yield feeds
+        yield inputs_of(manifest, row[None])

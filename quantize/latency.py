@@ -14,11 +14,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.quantize.random_inputs import random_inputs
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import RunLimit
 from pinnace.runtime.decoder import Decoder
 from pinnace.runtime.session import Session
-from pinnace.spec import Manifest
 
 ROUNDS: Final = 9
 ROUND_SECONDS: Final = 0.05  # quick work is repeated within a round
@@ -95,25 +95,9 @@ def _work(bundle: Bundle, precision: str, threads: int | None) -> Work:
         return _decoding(bundle, precision, threads)
     session = Session(bundle, precision, threads=threads)
     generator = np.random.default_rng(SEED)
-    short = _random_inputs(bundle.manifest, generator, 1, SHORT)
-    batch = _random_inputs(bundle.manifest, generator, *BATCH)
+    short = random_inputs(bundle.manifest, generator, 1, SHORT)
+    batch = random_inputs(bundle.manifest, generator, *BATCH)
     return types.MappingProxyType({"short row": lambda: session.run(short), "batch": lambda: session.run(batch)})
-
-
-def _random_inputs(manifest: Manifest, generator: np.random.Generator, rows: int, tokens: int) -> dict[str, Any]:
-    """Inputs of an encoder: every named axis is ``rows``, ``tokens`` or, for choices, two."""
-    tokens = min(tokens, manifest.limits.sequence)
-    sizes = {"batch": rows, "sequence": tokens}
-    inputs = {}
-    for spec in manifest.inputs:
-        shape = tuple(size if isinstance(size, int) else sizes.get(size, 2) for size in spec.shape)
-        if spec.name == "input_ids":
-            inputs[spec.name] = generator.integers(0, manifest.limits.vocabulary, shape)
-        elif spec.name == "position_ids":
-            inputs[spec.name] = np.broadcast_to(np.arange(shape[-1]), shape).copy()
-        else:
-            inputs[spec.name] = np.full(shape, spec.name == "attention_mask", np.int64)
-    return inputs
 
 
 def _decoding(bundle: Bundle, precision: str, threads: int | None) -> Work:

@@ -8,7 +8,7 @@ from typing import Final
 
 from pinnace.quantize.recipe import KEEP, Recipe
 from pinnace.quantize.schemes import Scheme
-from pinnace.quantize.workshop import Candidate, Workshop
+from pinnace.quantize.workshop import UNJUDGED, Candidate, Workshop
 
 NAMED: Final = 5  # weights that a miss names
 
@@ -45,7 +45,7 @@ def satisfy(workshop: Workshop, scheme: Scheme, recipe: Recipe) -> Attempt:
 
     best = make(recipe)
     changing = [name for name, way in (*recipe.groups.items(), *recipe.tables.items()) if way != KEEP]
-    if not best.miss or not changing:
+    if not best.miss or best.miss == UNJUDGED or not changing:
         return Attempt(best, ())
     order = tuple(workshop.effects(scheme.name, recipe, changing))
     base = recipe

@@ -17,6 +17,7 @@ from pinnace.quantize.examples import Examples
 from pinnace.quantize.latency import Latency, measure
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
+from pinnace.quantize.random_inputs import random_feeds
 from pinnace.quantize.recipe import KEEP, Recipe, load_graph
 from pinnace.quantize.variant import REFERENCE, Written, write_variant
 from pinnace.runtime.bundle import Bundle
@@ -26,6 +27,7 @@ from pinnace.runtime.ort import plain_session
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
 PROBE: Final = "probe"
+UNJUDGED: Final = "the bundle has no tokenizer, so that it was calibrated on random tokens and not judged"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,8 +57,8 @@ class Workshop:
     Args:
         source: the bundle as it is; its fp32 variant is the reference.
         scratch: a copy of the bundle's folder, where variants are written.
-        calibration: examples to calibrate with, of the bundle's task; None where nothing is calibrated.
-        judging: examples to judge with, none of them among those to calibrate with.
+        calibration: examples to calibrate with, of the bundle's task; None for a bundle without a tokenizer.
+        judging: examples to judge with, none of them among those to calibrate with; None as before: nothing is judged.
         cpu: the processor.
         threads: threads of a run; None takes what the machine grants.
         max_drop: the user's largest drop in place of the gate's.
@@ -68,7 +70,7 @@ class Workshop:
         source: Bundle,
         scratch: Path,
         calibration: Examples | None,
-        judging: Examples,
+        judging: Examples | None,
         *,
         cpu: Cpu,
         threads: int | None,
@@ -81,9 +83,12 @@ class Workshop:
         self._activations: dict[str, Activations] = {}
         self._feeds: list[dict[str, Any]] | None = None
         self._on_disk: dict[str, tuple[str, Recipe, Written]] = {}
-        say(f"judging fp32 on {len(judging)} examples")
-        self._judge = Judge(source.path, judging, threads)
-        self.reference = self._judge.score(source, REFERENCE)
+        self._judge: Judge | None = None
+        self.reference = _unjudged(source, REFERENCE)
+        if judging is not None:
+            say(f"judging fp32 on {len(judging)} examples")
+            self._judge = Judge(source.path, judging, threads)
+            self.reference = self._judge.score(source, REFERENCE)
 
     def graph(self) -> ir.Model:
         """The fp32 graph anew, in the form that recipes are applied to."""
@@ -92,8 +97,10 @@ class Workshop:
     def feeds(self) -> list[dict[str, Any]]:
         """Inputs to calibrate with, as the task's pipeline makes them."""
         if self._feeds is None:
-            assert self._calibration is not None  # schemes that calibrate are given data
-            self._feeds = list(feeds(self.source.path, self._calibration))
+            if self._calibration is None:
+                self._feeds = random_feeds(self.source.manifest)
+            else:
+                self._feeds = list(feeds(self.source.path, self._calibration))
         return self._feeds
 
     def observe(self, recipe: Recipe) -> Observed:
@@ -114,6 +121,8 @@ class Workshop:
     def make(self, scheme: str, precision: str, recipe: Recipe) -> Candidate:
         """Write the variant of a recipe over the last one of this precision, and judge it."""
         written = self.write(scheme, precision, recipe)
+        if self._judge is None:
+            return Candidate(scheme, precision, recipe, written, _unjudged(self.source, precision), UNJUDGED)
         evaluation = self._judge.score(self.with_variant(precision, written), precision)
         return Candidate(scheme, precision, recipe, written, evaluation, self.miss(evaluation))
 
@@ -133,7 +142,9 @@ class Workshop:
         return Bundle(self.scratch, dataclasses.replace(manifest, variants=variants), verified=True)
 
     def gate(self, precision: str, metric: str) -> tuple[Bound, ...]:
-        """What a variant must reach."""
+        """What a variant must reach; nothing where nothing is judged."""
+        if self._judge is None:
+            return ()
         return task_gate(precision, metric, self._max_drop)
 
     def miss(self, evaluation: Evaluation) -> str:
@@ -172,3 +183,7 @@ class Workshop:
         session = plain_session(graph)
         names = [output.name for output in session.get_outputs() if not output.name.startswith("present")]
         return [array for feed in chosen for array in session.run(names, feed)]
+
+
+def _unjudged(bundle: Bundle, precision: str) -> Evaluation:
+    return Evaluation(bundle.manifest.task, precision, "unjudged", float("nan"), float("nan"), 0, labelled=False)
