@@ -337,8 +337,8 @@ def test_options_that_forbid_one_row_every_token_fail_it_alone(opened: Opened) -
         **OF_ALL,
         "bad_words_ids": [[*rows[1][-1:].tolist(), *second, i] for i in range(VOCABULARY)],
     }
-    more: dict[str, Any]
-    for more in ({}, {"batch_size": 1}, {"prompt_lookup_num_tokens": 3}):
+    ways: list[dict[str, Any]] = [{}, {"batch_size": 1}, {"prompt_lookup_num_tokens": 3}]
+    for more in ways:
         with pytest.raises(NumericalError, match="prompt 1: the options forbid every token") as caught:
             generator.generate(rows, **never, **more)
         results = caught.value.results
