@@ -174,7 +174,7 @@ class _Quantization:
         if entry.miss and not self._settings.allow_degraded:
             raise CheckFailed(_refusal(scheme, attempt))
         return self._report(
-            [entry], entry, f"{scheme.name} passes its gate" if not entry.miss else "degraded, as asked"
+            [entry], entry, f"{scheme.name} passes its gate" if not entry.miss else "written all the same, as asked"
         )
 
     def search(self, schemes: list[Scheme]) -> Report:

@@ -27,7 +27,7 @@ def random_inputs(manifest: Manifest, generator: np.random.Generator, rows: int,
 
 
 def inputs_of(manifest: Manifest, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """All inputs for rows of tokens ``(B, T)`` without padding, with an empty cache; each choice gets the same tokens."""
+    """All inputs for rows of tokens ``(B, T)`` without padding, an empty cache; each choice gets the same tokens."""
     rows, tokens = ids.shape
     sizes = {"batch": rows, "sequence": tokens, "past_sequence": 0, "total_sequence": tokens}
     inputs: dict[str, Any] = {}
