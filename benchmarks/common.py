@@ -1,50 +1,30 @@
-"""What every benchmark shares: facts of the machine, children measured by the kernel, rounds that interleave, a table.
+"""What every benchmark shares: the processes of `pinnace.bench`, rounds that interleave, a table with its limits.
 
-Only the standard library is imported, so that this file also runs in the peers' environment.
+Only the standard library is imported, here and in what this file imports, so that it also runs in the peers'
+environment.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.metadata
 import importlib.util
 import json
 import os
-import platform
-import re
 import statistics
-import subprocess
 import sys
-import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Final
+
+from pinnace.bench import children
+from pinnace.bench.children import Run as Run
+from pinnace.bench.machine import affinity as affinity
+from pinnace.bench.machine import processor
+from pinnace.bench.machine import versions as installed
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 LOAD_BEFORE: Final = [round(value, 2) for value in os.getloadavg()]
-PACKAGES: Final = (
-    "pinnace", "numpy", "onnxruntime", "tokenizers", "torch", "onnx", "transformers", "optimum-onnx",
-    "sentence-transformers", "fastembed",
-)  # fmt: skip
-FEATURES: Final = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "amx_int8", "asimd", "asimddp", "i8mm")
-# Every program gets the same threads and no network: an attempt to reach a hub would be measured as slowness.
-QUIET: Final = {
-    "HF_HUB_OFFLINE": "1", "HF_HUB_DISABLE_TELEMETRY": "1", "ORT_DISABLE_TELEMETRY": "1", "TQDM_DISABLE": "1",
-    "TOKENIZERS_PARALLELISM": "false", "TRANSFORMERS_VERBOSITY": "error", "PYTHONWARNINGS": "ignore",
-}  # fmt: skip
-THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PINNACE_THREADS")
-
-
-@dataclasses.dataclass(frozen=True)
-class Run:
-    """One finished child: wall time in seconds, peak resident memory in bytes, and what it printed."""
-
-    wall: float
-    peak: int
-    output: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,123 +67,34 @@ def parser(doc: str | None, *, threads: int = 1) -> argparse.ArgumentParser:
 
 def machine() -> dict[str, Any]:
     """Facts of this machine that explain a measurement."""
-    text = Path("/proc/cpuinfo").read_text("utf-8") if Path("/proc/cpuinfo").exists() else ""
-    name = re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE)
-    flags = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", text, re.MULTILINE)
-    have = set(flags[1].split()) if flags else set()
-    return {
-        "processor": name[1] if name else platform.processor() or platform.machine(),
-        "features": [feature for feature in FEATURES if feature in have],
-        "cores": len(affinity()),
-        "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-        "system": f"{platform.system()} {platform.machine()}",
-        "load_before": LOAD_BEFORE,
-    }
-
-
-def affinity() -> list[int]:
-    """CPUs on which this process may run."""
-    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {**processor(), "cores": len(affinity()), "memory_bytes": memory, "load_before": LOAD_BEFORE}
 
 
 def versions(python: Path | None = None) -> dict[str, str]:
     """Versions of Python and of the packages that matter, in this environment or another one's."""
-    if python is not None:
-        shown: dict[str, str] = json.loads(run_child([python, "-m", "benchmarks.common"]).output)
-        return shown
-    found = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    if python is None:
+        return installed()
+    shown: dict[str, str] = json.loads(run_child([python, "-m", "benchmarks.common"]).output)
+    return shown
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:
-    """Environment variables of a child: this process's, quiet, off-line, with so many threads."""
-    counts = dict.fromkeys(THREAD_VARIABLES, str(threads))
-    return {**os.environ, **QUIET, **counts, "PYTHONPATH": str(ROOT), "PYTHONHASHSEED": "0", **more}
-
-
-def _pinned(threads: int) -> Callable[[], None] | None:
-    """What a child does before it starts: keep to the first so many CPUs."""
-    if not hasattr(os, "sched_setaffinity"):
-        return None
-    cpus = affinity()[:threads]
-    return lambda: os.sched_setaffinity(0, cpus)
+    """Environment variables of a child: quiet, off-line, with so many threads, and these files to import."""
+    return children.environment(threads, PYTHONPATH=str(ROOT), **more)
 
 
 def run_child(words: Sequence[str | Path], *, threads: int = 1, folder: Path = ROOT, **variables: str) -> Run:
-    """Run a program to its end and measure it from outside.
-
-    The peak is the kernel's own figure for the child (`os.wait4`), so that it needs no help from the program. It does
-    not hold memory of grandchildren that the child has not waited for.
-
-    Raises:
-        SystemExit: the program failed; what it said is shown.
-    """
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        start = time.perf_counter()
-        child = subprocess.Popen(
-            [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder,
-            env=environment(threads, **variables), preexec_fn=_pinned(threads),
-        )  # fmt: skip
-        _, status, usage = os.wait4(child.pid, 0)
-        wall = time.perf_counter() - start
-        child.returncode = os.waitstatus_to_exitcode(status)
-        out.seek(0)
-        err.seek(0)
-        if child.returncode:
-            said = err.read().decode(errors="replace")[-3000:]
-            raise SystemExit(f"{' '.join(map(str, words))}\nended with {child.returncode}:\n{said}")
-        unit = 1 if sys.platform == "darwin" else 1024
-        return Run(wall, usage.ru_maxrss * unit, out.read().decode())
+    """Run a program to its end and measure it from outside, as `pinnace.bench.children.run_child`."""
+    given = {"PYTHONPATH": str(ROOT), **variables}
+    return children.run_child(words, threads=threads, folder=folder, variables=given)
 
 
-class Server:
-    """A child that loads once and then answers each line of JSON with a line of JSON, so that rounds can interleave."""
+class Server(children.Server):
+    """A child that loads once and answers requests, with these files to import."""
 
     def __init__(self, words: Sequence[str | Path], *, threads: int = 1) -> None:
-        self._words = [str(word) for word in words]
-        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._child = subprocess.Popen(
-            self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=ROOT,
-            env=environment(threads), preexec_fn=_pinned(threads),
-        )  # fmt: skip
-        self.ready = self._answer()
-
-    def ask(self, **request: Any) -> dict[str, Any]:
-        """Send a request and wait for its answer."""
-        assert self._child.stdin is not None
-        self._child.stdin.write(json.dumps(request) + "\n")
-        self._child.stdin.flush()
-        return self._answer()
-
-    def _answer(self) -> dict[str, Any]:
-        assert self._child.stdout is not None
-        line = self._child.stdout.readline()
-        if not line:
-            self._child.wait()
-            self._log.seek(0)
-            said = self._log.read().decode(errors="replace")[-3000:]
-            raise SystemExit(f"{' '.join(self._words)}\nended with {self._child.returncode}:\n{said}")
-        answer: dict[str, Any] = json.loads(line)
-        return answer
-
-    def close(self) -> None:
-        """End the child."""
-        for stream in (self._child.stdin, self._child.stdout):
-            if stream is not None:
-                stream.close()
-        self._child.wait()
-        self._log.close()
-
-    def __enter__(self) -> Server:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
+        super().__init__(words, threads=threads, folder=ROOT, variables={"PYTHONPATH": str(ROOT)})
 
 
 def interleave(candidates: Mapping[str, Callable[[], Any]], rounds: int) -> dict[str, list[Any]]:

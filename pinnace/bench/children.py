@@ -12,10 +12,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pinnace.bench.machine import chosen_cpus
 from pinnace.errors import MachineError
+
+if TYPE_CHECKING:
+    from typing import Self  # Python 3.11, and peers may have 3.10
 
 # Every program gets the same threads and no network: an attempt to reach a hub would be measured as slowness.
 QUIET: Final = {
@@ -174,7 +177,7 @@ class Server:
             self._child.wait()
         self._log.close()
 
-    def __enter__(self) -> Server:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:

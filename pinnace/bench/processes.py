@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-import pinnace
 from pinnace.bench import limits
 from pinnace.bench.children import Run, Server, run_child
 from pinnace.bench.flops import Cost
@@ -30,7 +29,7 @@ class Workplace:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        (folder / "pinnace").symlink_to(Path(pinnace.__file__).resolve().parent)
+        (folder / "pinnace").symlink_to(Path(__file__).resolve().parent.parent)
 
     def server(self, program: str, options: Mapping[str, Any], python: str | None = None) -> Server:
         """Start a program that serves."""

@@ -152,7 +152,7 @@ class _Runner:
             prepared = meter.prepare(point)
             if number == 0:
                 starts["first_inference_s"].append(prepared["first_inference_s"])
-            warm[point.key] = meter.block(point, _WARM_SECONDS, least=2)
+            warm[point.key] = meter.block(point, _WARM_SECONDS)
         if first:
             self._raw.facts[name] = meter.server.ask(op="facts")
             for point in able:
