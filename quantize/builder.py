@@ -194,9 +194,8 @@ class _Quantization:
         # The files on disk are those of the last candidate of this precision.
         made = self._shop.write(entry.scheme, entry.precision, entry.candidate.recipe)
         manifest = self._source.manifest
-        variant = dataclasses.replace(made.variant, degraded=bool(entry.miss))
-        variants = {**manifest.variants, entry.precision: variant}
-        bundle = Bundle(self._scratch, dataclasses.replace(manifest, variants=variants), verified=True)
+        made = dataclasses.replace(made, variant=dataclasses.replace(made.variant, degraded=bool(entry.miss)))
+        bundle = self._shop.with_variant(entry.precision, made)
         self._drop_others(bundle)
         if GOLDEN_NAME in manifest.files:
             _write_golden(bundle, entry.precision, self._settings.threads)

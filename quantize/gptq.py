@@ -86,6 +86,22 @@ class Hessian:
         for part, columns in zip(self._sums, self.slices, strict=True):
             part += rows[:, columns].T @ rows[:, columns]
 
+    def divided(self, divisors: Floats | None) -> Hessian:
+        """The Hessian of the same inputs, each divided by a number.
+
+        Args:
+            divisors: fp32 [K]; None leaves the inputs as they are.
+        """
+        if divisors is None:
+            return self
+        made = Hessian.__new__(Hessian)
+        made.width, made.rows, made.slices = self.width, self.rows, self.slices
+        made._sums = [
+            part / np.outer(divisors[columns], divisors[columns])
+            for part, columns in zip(self._sums, self.slices, strict=True)
+        ]
+        return made
+
     def factors(self, damping: float = DAMPING) -> Iterator[tuple[slice, npt.NDArray[np.intp], Floats]]:
         """For each piece: its columns, the order to round them in, and M of the ordered piece, fp32.
 

@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pinnace.quantize.emit import Emitter
+from pinnace.quantize.gptq import Hessian, compensated_channels
 from pinnace.quantize.projections import FUSED, Group, Projection
 from pinnace.quantize.ranges import Array, Range
 from pinnace.quantize.rounding import channel_codes
@@ -25,7 +26,14 @@ TINY: Final = 1e-12  # a row of zeros has this scale, so that nothing is divided
 
 
 def quantize_group(
-    emit: Emitter, plan: TensorPlan, group: Group, how: Range, *, reduced: bool, corrections: Mapping[str, Array]
+    emit: Emitter,
+    plan: TensorPlan,
+    group: Group,
+    how: Range,
+    *,
+    reduced: bool,
+    corrections: Mapping[str, Array],
+    hessian: Hessian | None = None,
 ) -> None:
     """Replace a group's projections by integer products.
 
@@ -36,7 +44,10 @@ def quantize_group(
         how: their range.
         reduced: weights of seven bits, whose sums cannot overflow where the processor adds pairs in sixteen bits.
         corrections: projection -> what is added to its bias, float32 ``(N,)``.
+        hessian: of the activations, to compensate rounding errors with; None rounds to nearest.
     """
+    if hessian is not None:
+        hessian = hessian.divided(how.smooth)
     x = group.activations
     if how.smooth is not None:
         x = emit.smooth(plan, group, how.smooth)
@@ -49,7 +60,7 @@ def quantize_group(
         zero = _byte(plan, how.zero)
         codes = emit.op("QuantizeLinear", x, scale, zero)
     for projection in group.members:
-        weight, steps = plan_weight(plan, projection, how.smooth, reduced)
+        weight, steps = plan_weight(plan, projection, how.smooth, reduced, hessian)
         bias = plan_bias(plan, projection, corrections.get(projection.name))
         early = None if how.per_token else bias
         inputs = (codes, weight, scale, steps, zero, None, early)
@@ -60,13 +71,19 @@ def quantize_group(
         emit.replace(projection.result, y)
 
 
-def plan_weight(plan: TensorPlan, projection: Projection, smooth: Array | None, reduced: bool) -> list[ir.Value]:
+def plan_weight(
+    plan: TensorPlan, projection: Projection, smooth: Array | None, reduced: bool, hessian: Hessian | None
+) -> list[ir.Value]:
     """Plan the codes int8 ``(K, N)`` and steps float32 ``(N,)`` of a weight."""
     name = projection.name
     K, N = projection.inputs, projection.outputs
 
     def make() -> dict[str, Array]:
-        codes, steps = channel_codes(smoothed(projection, smooth), reduced=reduced)
+        weight = smoothed(projection, smooth)
+        if hessian is None:
+            codes, steps = channel_codes(weight, reduced=reduced)
+        else:
+            codes, steps = compensated_channels(weight, hessian, reduced, search=False)
         return {f"{name}_quantized": codes.T, f"{name}_scale": steps}
 
     entries = {f"{name}_quantized": (ir.DataType.INT8, (K, N)), f"{name}_scale": (ir.DataType.FLOAT, (N,))}

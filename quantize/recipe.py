@@ -81,7 +81,7 @@ class Recipe:
         """Groups whose activations must have been observed."""
         ways = {"fixed", "token"} if self.smoothing else {"fixed"}
         if self.rounding == "compensated":
-            ways |= _BITS.keys()
+            ways |= {*_BITS, "fixed", "token"}
         return frozenset(name for name, way in self.groups.items() if way in ways)
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,7 +159,8 @@ def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe
     if way in ("fixed", "token"):
         how = observed.range_of(group, per_token=way == "token", reduced=recipe.reduced, smoothing=recipe.smoothing)
         corrections = observed.corrections(group, how, reduced=recipe.reduced)
-        quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections)
+        hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
+        quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections, hessian=hessian)
         facts |= {"smoothing": how.strength, "error": float(f"{how.error:.3g}")}
     elif way != KEEP:
         for member in group.members:

@@ -23,6 +23,7 @@ from pinnace.quantize.variant import REFERENCE, Written, write_variant
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
 from pinnace.runtime.ort import plain_session
+from pinnace.spec import FileFact
 
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
@@ -136,10 +137,13 @@ class Workshop:
         return written
 
     def with_variant(self, precision: str, written: Written) -> Bundle:
-        """The scratch bundle with one more variant."""
-        manifest = self.bundle.manifest
-        variants = {**manifest.variants, precision: written.variant}
-        return Bundle(self.scratch, dataclasses.replace(manifest, variants=variants), verified=True)
+        """The scratch bundle with one more variant, whose files are not hashed yet."""
+        manifest, variant = self.bundle.manifest, written.variant
+        added = {name: FileFact((self.scratch / name).stat().st_size, "") for name in (variant.graph, *variant.weights)}
+        known = dataclasses.replace(
+            manifest, variants={**manifest.variants, precision: variant}, files={**manifest.files, **added}
+        )
+        return Bundle(self.scratch, known, verified=True)
 
     def gate(self, precision: str, metric: str) -> tuple[Bound, ...]:
         """What a variant must reach; nothing where nothing is judged."""
