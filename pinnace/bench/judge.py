@@ -51,7 +51,7 @@ class Row:
         measure: its name.
         before, after: values of the first and the second.
         change: how much worse the second is, as a share: 0.1 is a tenth slower, -0.1 a tenth faster.
-        low, high: its 95 % interval.
+        low, high: its 95 % interval; None where it was not judged.
         verdict: `FASTER`, `SLOWER`, `SAME`, for sizes ``less`` and ``more``, or why it was not judged.
         chance: how likely noise alone shows as much; 1 minus it is the confidence.
         paired: whether the rounds were those of one run.
@@ -64,8 +64,8 @@ class Row:
     before: float
     after: float
     change: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     verdict: str
     chance: float
     paired: bool
@@ -74,6 +74,11 @@ class Row:
     def worse(self) -> bool:
         """Whether the second is worse with confidence."""
         return self.verdict in (SLOWER, MORE_WORD)
+
+    @property
+    def better(self) -> bool:
+        """Whether the second is better with confidence."""
+        return self.verdict in (FASTER, LESS_WORD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -182,7 +187,7 @@ def _row(pair: Pair, min_effect: float) -> Row:
     sign = 1.0 if MEASURES[pair.measure].better == LESS else -1.0
     plain = math.expm1(sign * math.log(after / before)) if before > 0 and after > 0 else 0.0
 
-    def row(change: float, low: float, high: float, verdict: str, chance: float) -> Row:
+    def row(change: float, low: float | None, high: float | None, verdict: str, chance: float) -> Row:
         facts = (pair.candidate, pair.other, pair.place, pair.measure, before, after)
         return Row(*facts, change, low, high, verdict, chance, pair.paired)
 
@@ -191,7 +196,7 @@ def _row(pair: Pair, min_effect: float) -> Row:
         return row(plain, plain, plain, verdict, 0.0)
     rounds = min(len(pair.before.blocks), len(pair.after.blocks))
     if rounds < FEWEST_ROUNDS:
-        return row(plain, -1.0, math.inf, f"not judged: {rounds} rounds, needs {FEWEST_ROUNDS}", 1.0)
+        return row(plain, None, None, f"not judged: {rounds} rounds, needs {FEWEST_ROUNDS}", 1.0)
     shift = shift_of(pair, sign)
     low, high = shift.interval(LEVEL)
     chance = shift.chance(math.log1p(min_effect))

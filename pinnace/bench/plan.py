@@ -135,7 +135,9 @@ def make_plan(path: str | Path, request: Request, texts: Path) -> Plan:
                 f"{other.path.name} is for {other.manifest.task} and {bundles[0].path.name} for "
                 f"{bundles[0].manifest.task}; compare bundles of one task"
             )
-    candidates = [own for bundle in bundles for own in _own(bundle, request, several=len(bundles) > 1)]
+    candidates = [
+        own for bundle, label in zip(bundles, _labels(bundles), strict=True) for own in _own(bundle, request, label)
+    ]
     candidates += _peers(bundles[0], request)
     settings = Settings(
         task=bundles[0].manifest.task,
@@ -182,12 +184,20 @@ def _check_fixed(bundle: Bundle, request: Request) -> None:
             raise UsageError(f"this bundle was exported with a fixed {flag} of {size}, got --{flag} {wrong[0]}")
 
 
-def _own(bundle: Bundle, request: Request, several: bool) -> list[CandidatePlan]:
+def _labels(bundles: Sequence[Bundle]) -> list[str]:
+    """What tells two bundles apart; one alone needs no name."""
+    names = [bundle.path.name for bundle in bundles]
+    if len(names) == 1:
+        return [""]
+    return names if len(set(names)) == len(names) else ["after", "before"]
+
+
+def _own(bundle: Bundle, request: Request, label: str) -> list[CandidatePlan]:
     precisions = [bundle.precision(word) for word in request.precisions] or list(bundle.manifest.variants)
     counts = request.threads or (thread_count(),)
     found = []
     for precision, device, threads in itertools.product(precisions, request.devices, counts):
-        words = [PROGRAM] * bool(request.peers) + [bundle.path.name] * several + [precision]
+        words = [PROGRAM] * bool(request.peers) + [label] * bool(label) + [precision]
         words += [device] * (len(request.devices) > 1) + [f"{threads} threads"] * (len(counts) > 1)
         options = _options(bundle, precision, device, threads, str(bundle.path), request)
         found.append(CandidatePlan(" ".join(words), PROGRAM, None, bundle, precision, device, threads, options))

@@ -7,7 +7,7 @@ import io
 from collections.abc import Sequence
 from typing import Final
 
-from pinnace.bench.judge import SAME, Row
+from pinnace.bench.judge import Row
 from pinnace.bench.measures import MEASURES, RUN, START
 from pinnace.bench.results import Candidate, Measure, Result
 from pinnace.units import in_unit
@@ -58,7 +58,6 @@ def render_rows(rows: Sequence[Row]) -> str:
     for row in rows:
         unit = MEASURES[row.measure].unit
         where = [row.candidate if row.candidate == row.other else f"{row.other} -> {row.candidate}"] if several else []
-        judged = row.verdict == SAME or row.chance < 1.0
         lines.append(
             [
                 ", ".join([*where, *([row.place] if row.place else [])]),
@@ -66,9 +65,9 @@ def render_rows(rows: Sequence[Row]) -> str:
                 in_unit(row.before, unit),
                 in_unit(row.after, unit),
                 _percent(row.change),
-                f"{_percent(row.low)} to {_percent(row.high)}" if judged else _NONE,
+                _NONE if row.low is None or row.high is None else f"{_percent(row.low)} to {_percent(row.high)}",
                 row.verdict,
-                f"{100 * (1 - row.chance):.3g} %" if judged and row.verdict != SAME else "",
+                f"{100 * (1 - row.chance):.3g} %" if row.worse or row.better else "",
             ]
         )
     return _aligned((heads, lines)) + "\nA change above 0 is worse: slower, or more memory."

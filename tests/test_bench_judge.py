@@ -1,0 +1,116 @@
+"""Comparing runs: no difference where there is none, however the machine drifts, and a planted slow-down is found."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pinnace.bench.judge import MORE_WORD, SAME, SLOWER, Pair, Row, judge_pairs
+from pinnace.bench.results import Measure
+from pinnace.bench.shifts import effective_share, t_probability, t_quantile, trimmed_mean
+
+ROUNDS, STARTS, TRIALS = 20, 5, 200
+Array = np.ndarray[Any, np.dtype[np.float64]]
+
+
+def drifting(random: np.random.Generator) -> Array:
+    """How slow a shared machine is in each round, as a logarithm: a trend, and noise that lasts for some rounds."""
+    noise = random.normal(0, 0.04, ROUNDS)
+    for place in range(1, ROUNDS):
+        noise[place] = 0.6 * noise[place - 1] + 0.8 * noise[place]
+    trend: Array = noise + np.linspace(0, random.normal(0, 0.08), ROUNDS) + random.normal(0, 0.04)
+    return trend
+
+
+def measured(random: np.random.Generator, machine: Array, factor: float) -> Measure:
+    """Times of a program on that machine: its own noise, that of each start, and rounds in which something else ran."""
+    times = machine + random.normal(0, 0.02, ROUNDS) + np.repeat(random.normal(0, 0.01, STARTS), ROUNDS // STARTS)
+    times += (random.random(ROUNDS) < 0.08) * random.exponential(0.5, ROUNDS)
+    blocks = tuple(float(value) for value in 0.01 * factor * np.exp(times))
+    return Measure(float(np.median(blocks)), blocks=blocks)
+
+
+def rates(random: np.random.Generator, machine: Array) -> tuple[Sequence[float], Sequence[float]]:
+    """What the machine itself reaches: its multiplication slows down as programs do, its memory does not."""
+    return list(1e11 * np.exp(random.normal(0, 0.02, ROUNDS) - machine)), list(
+        1e10 * np.exp(random.normal(0, 0.03, ROUNDS))
+    )
+
+
+def runs(factor: float, *, one_run: bool, measures: int = 1, seed: int = 0) -> list[list[Row]]:
+    """Simulated comparisons of a program with itself, made slower by a factor."""
+    random, found = np.random.default_rng(seed), []
+    for _ in range(TRIALS):
+        before = drifting(random)
+        after = before if one_run else drifting(random)
+        pairs = [
+            Pair(
+                "a", "a", str(place), "latency_p50_s", measured(random, before, 1), measured(random, after, factor),
+                rates(random, before), rates(random, after), (STARTS, STARTS), one_run,
+            )
+            for place in range(measures)
+        ]  # fmt: skip
+        found.append(judge_pairs(pairs))
+    return found
+
+
+@pytest.mark.parametrize("one_run", [True, False])
+@pytest.mark.parametrize("measures", [1, 4])
+def test_a_program_does_not_differ_from_itself(one_run: bool, measures: int) -> None:
+    """A comparison errs in any of its lines at most 1 time in 20."""
+    alarms = sum(any(row.verdict != SAME for row in rows) for rows in runs(1.0, one_run=one_run, measures=measures))
+    assert alarms <= 0.05 * TRIALS
+
+
+@pytest.mark.parametrize("measures", [1, 4])
+def test_a_tenth_slower_is_found_in_one_run(measures: int) -> None:
+    found = [rows[0] for rows in runs(1.1, one_run=True, measures=measures, seed=1)]
+    hits = [row for row in found if row.verdict == SLOWER and row.change > 0.05]
+    assert len(hits) >= 0.95 * TRIALS
+    assert np.median([row.change for row in hits]) == pytest.approx(0.1, abs=0.02)
+
+
+def test_a_fifth_slower_is_found_at_another_time() -> None:
+    """The machine itself may have changed between two runs, so that less certainty is left."""
+    found = [rows[0] for rows in runs(1.2, one_run=False, seed=2)]
+    assert sum(row.verdict == SLOWER for row in found) >= 0.9 * TRIALS
+
+
+def test_a_rate_is_worse_where_it_falls() -> None:
+    random = np.random.default_rng(3)
+    before = tuple(float(v) for v in random.normal(100, 1, ROUNDS))
+    after = tuple(0.8 * v for v in before)
+    pair = Pair(
+        "a", "a", "", "texts_per_s", Measure(100, blocks=before), Measure(80, blocks=after), (), (), (1, 1), True
+    )
+    (row,) = judge_pairs([pair])
+    assert (row.verdict, row.worse) == (SLOWER, True)
+    assert row.change == pytest.approx(0.25)
+    (same,) = judge_pairs([Pair(**{**vars(pair), "after": pair.before})])
+    assert same.verdict == SAME
+
+
+def test_sizes_are_exact_and_few_rounds_are_not_judged() -> None:
+    def pair(name: str, before: Measure, after: Measure) -> Pair:
+        return Pair("a", "a", "", name, before, after, (), (), (1, 1), False)
+
+    few = Measure(1.0, blocks=(1.0, 1.0))
+    size, time = judge_pairs([pair("bundle_bytes", Measure(100.0), Measure(110.0)), pair("load_s", few, few)])
+    assert (size.verdict, size.worse) == (MORE_WORD, True)
+    assert size.change == pytest.approx(0.1)
+    assert time.verdict == "not judged: 2 rounds, needs 5"
+
+
+def test_statistics() -> None:
+    assert t_quantile(0.975, 10) == pytest.approx(2.228139, abs=1e-5)  # of printed tables
+    assert t_quantile(0.95, 3) == pytest.approx(2.353363, abs=1e-5)
+    assert t_probability(-1.0, 1) == pytest.approx(0.25, abs=1e-6)  # Cauchy's: 1/2 - atan(1)/pi
+    assert t_probability(math.inf, 5) == 1.0
+    assert trimmed_mean(np.array([1.0, 2, 3, 4, 1000])) == 3.0
+    random = np.random.default_rng(0)
+    assert effective_share(random.normal(size=200)) > 0.7
+    assert effective_share(np.cumsum(random.normal(size=200))) < 0.2

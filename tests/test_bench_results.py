@@ -1,0 +1,159 @@
+"""The result's schema: what is written is read again, what is damaged is named; percentiles and their intervals."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pinnace.bench import estimates
+from pinnace.bench.agreement import agreement, agrees
+from pinnace.bench.alike import differences
+from pinnace.bench.measures import MEASURES
+from pinnace.bench.results import Candidate, Limit, Machine, Measure, Point, RatePoint, Result, Samples, Settings, Work
+from pinnace.bench.tables import CSV_COLUMNS, render, render_csv, render_markdown
+from pinnace.errors import CheckFailed, UsageError
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "bench.md"
+
+
+def example() -> Result:
+    point = Point(
+        "fp32", "single-stream", 1, 128, None, None, 1,
+        {"latency_p50_s": Measure(0.01, 0.009, 0.011, (0.01, 0.011)), "latency_p99_s": Measure(None, absent="too few")},
+        {"latency": Samples(2, (0.01, 0.011))}, Work(1e9, 4e8, 128), (RatePoint(10.0, 9.5, 0.02, 100, True),),
+    )  # fmt: skip
+    candidates = (
+        Candidate("fp32", "pinnace", "tiny", "fp32", "cpu", 1, {"numpy": "2"}, measures={"load_s": Measure(0.1)}),
+        Candidate("openvino", "openvino", "tiny", "fp32", "cpu", 1, {}, missing="No module named 'openvino'"),
+    )
+    machine = Machine("a processor", ("avx2",), "Linux x86_64", 2, None, 1 << 30, 1 << 20, 0.1, False)
+    settings = Settings("feature-extraction", ("single-stream",), "random ids", 0, 2, 1, 0.5, None, 0.99, True)
+    limits = (Limit(1, 1e11, 1e10, (1e11, 1e11), (1e10, 1e10)),)
+    return Result(
+        1, "run", "2026-01-01T00:00:00Z", 1.0, machine, {}, settings, limits, candidates, (point,), {"ok": True}
+    )
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    (tmp_path / "r.json").write_text(example().to_json())
+    assert Result.read(tmp_path / "r.json") == example()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda data: data.update(format=2), "its format is 2"),
+        (lambda data: data.pop("run"), "lacks fields: run"),
+        (lambda data: data.update(extra=1), "unknown fields: extra"),
+        (lambda data: data["points"][0].update(batch="1"), r"points\[0\].batch must be int, got str"),
+        (lambda data: data["limits"][0].update(gemm_flops="fast"), r"limits\[0\].gemm_flops must be float"),
+    ],
+)
+def test_damage_is_named(tmp_path: Path, change: Any, said: str) -> None:
+    data = example().to_dict()
+    change(data := json.loads(json.dumps(data)))
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    with pytest.raises(UsageError, match=said):
+        Result.read(tmp_path / "r.json")
+
+
+def test_a_file_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="No such file"):
+        Result.read(tmp_path / "none.json")
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(UsageError, match="is not JSON"):
+        Result.read(tmp_path / "text")
+
+
+def test_the_document_lists_every_measure() -> None:
+    text = DOCUMENT.read_text()
+    for name, kind in MEASURES.items():
+        assert f"| `{name}` | {kind.unit or 'share'} | {kind.better} | {kind.meaning} |" in text
+
+
+def test_unlike_runs_are_named() -> None:
+    one = example()
+    assert differences(one, one) == []
+    assert differences(one, dataclasses.replace(one, versions={"numpy": "3"})) == []  # that may be the question
+    other = dataclasses.replace(one, machine=dataclasses.replace(one.machine, cpus=64))
+    assert differences(one, other) == ["machine.cpus: 2 and 64"]
+    longer = dataclasses.replace(one, points=(dataclasses.replace(one.points[0], length=64),))
+    assert differences(one, longer) == [
+        "places: single-stream, batch 1, length 128 and single-stream, batch 1, length 64"
+    ]
+
+
+def test_tables() -> None:
+    shown = render(example())
+    assert "10.0 ms ±10 %" in shown
+    assert "openvino was not measured: No module named 'openvino'" in shown
+    assert "no p99: too few" in shown
+    assert "| fp32 | 10.0 ms ±10 % |" in render_markdown(example())
+    lines = [line.split(",") for line in render_csv(example()).splitlines()]
+    assert tuple(lines[0]) == CSV_COLUMNS
+    assert all(len(line) == len(CSV_COLUMNS) for line in lines)
+    assert lines[2][12:15] == ["latency_p50_s", "s", "0.01"]
+
+
+def test_percentiles_and_their_intervals() -> None:
+    random = np.random.default_rng(0)
+    rounds = [list(random.exponential(1.0, 120)) for _ in range(10)]
+    found = estimates.latency(rounds, seed=0)
+    pooled = np.concatenate(rounds)
+    for name, percent in estimates.PERCENTILES.items():
+        measure = found[name]
+        assert measure.value == pytest.approx(np.percentile(pooled, percent))
+        assert measure.low is not None
+        assert measure.high is not None
+        assert measure.low <= float(np.percentile(pooled, percent)) <= measure.high
+        assert len(measure.blocks) == 10
+
+
+def test_intervals_hold_the_truth() -> None:
+    held = 0
+    for seed in range(40):
+        times = np.random.default_rng(seed).exponential(1.0, (10, 120))
+        measure = estimates.from_blocks(list(np.median(times, axis=1)), seed)
+        assert measure.low is not None
+        assert measure.high is not None
+        held += measure.low <= np.log(2) <= measure.high
+    assert held >= 34  # of 38, and less for chance
+
+
+def test_no_p99_of_few_queries() -> None:
+    found = estimates.latency([[1.0] * 999], seed=0)["latency_p99_s"]
+    assert (found.value, found.absent) == (None, "999 queries were measured, a p99 needs 1,000")
+    assert estimates.latency([[1.0] * 1000], seed=0)["latency_p99_s"].value == 1.0
+
+
+def test_intervals_of_rounds_know_that_rounds_differ() -> None:
+    """Times of a round resemble each other: many of them say little more than one."""
+    random = np.random.default_rng(1)
+    rounds = [list(level + random.normal(0, 0.01, 200)) for level in random.normal(10, 1, 12)]
+    found = estimates.latency(rounds, seed=0)["latency_mean_s"]
+    assert found.low is not None
+    assert found.high is not None
+    assert found.high - found.low > 0.5  # of independent times it would be 0.1
+
+
+def test_samples_are_bounded() -> None:
+    kept = estimates.samples([list(np.arange(5000.0)), list(np.arange(5000.0, 9000.0))])
+    assert (kept.count, len(kept.values), kept.values[0], kept.values[-1]) == (9000, 2000, 0.0, 8999.0)
+
+
+def test_agreement_of_outputs() -> None:
+    vectors = [[1.0, 0.0], [0.0, 2.0]]
+    same = agreement("fp32", vectors, vectors)
+    assert (same.cosine_min, same.top1, same.max_abs) == (1.0, 1.0, 0.0)
+    turned = agreement("fp32", [[1.0, 0.0], [2.0, 0.0]], vectors)
+    assert (turned.cosine_min, turned.top1, turned.max_abs) == (0.0, 0.5, 2.0)
+    assert not agrees(turned, "int8")
+    assert agreement("fp32", [[1, 2, 3, 4]], [[1, 2, 3, 5]]).top1 == 0.75
+    assert agreement("fp32", ["a", "b"], ["a", "c"]).top1 == 0.5
+    with pytest.raises(CheckFailed, match="1 outputs, the reference fp32 gave 2"):
+        agreement("fp32", vectors[:1], vectors)
