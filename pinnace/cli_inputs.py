@@ -33,6 +33,7 @@ class Item:
     value: Any
     options: dict[str, Any]
     place: str
+    end: int = 0  # bytes of the file up to the end of its line
 
 
 def flag_of(field: str) -> str:
@@ -117,9 +118,10 @@ def items_of_lines(task: str, source: str, lines: str, shared: Mapping[str, Any]
     name = "standard input" if source == "-" else source
     kind = lines if lines != "auto" else _FORMAT_OF_SUFFIX.get(Path(source).suffix.lower(), "")
     with _opened(source) as file:
-        number = 0
+        number = end = 0
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
+            end += len(raw)
             place = f"line {number} of {name}"
             if len(raw) > MAX_LINE_BYTES:
                 raise InputError(f"{place} is longer than {MAX_LINE_BYTES:,} bytes; split it")
@@ -128,7 +130,7 @@ def items_of_lines(task: str, source: str, lines: str, shared: Mapping[str, Any]
                 continue
             kind = kind or ("json" if _is_json(line) else "text")
             value = line if kind == "text" else _parsed(line, place)
-            yield _line_item(task, form, value, shared, place)
+            yield dataclasses.replace(_line_item(task, form, value, shared, place), end=end)
 
 
 def _line_item(task: str, form: Form, value: Any, shared: Mapping[str, Any], place: str) -> Item:

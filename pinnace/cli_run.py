@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import os
 import shlex
 import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, Final, TextIO
+from typing import IO, Any, Final, TypeAlias
 
+from pinnace.cli_answers import AnswersFile, input_facts
 from pinnace.cli_inputs import (
     INPUT_FIELDS,
     Item,
@@ -24,13 +23,13 @@ from pinnace.cli_inputs import (
     shared_options,
 )
 from pinnace.cli_output import Console
+from pinnace.cli_progress import Progress
 from pinnace.errors import MachineError, UsageError, unknown_word
 from pinnace.forms import FORMS
 from pinnace.spec import canonical_task
 
 # Python's words are understood beside JSON's.
 _PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
-_PROGRESS_STEP: Final = 64
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -54,18 +53,33 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     implied = single is None and source is None
     if implied:
         source = _piped(task)
+    output = _chosen_output(arguments, console, single is not None)
     pipe = pipeline(
         task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
-        batch_tokens=arguments.batch_tokens,
+        batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
     )  # fmt: skip
     console.detail(f"opened {pipe!r} for {task}")
-    if single is not None:
-        results: Iterator[Any] = iter([pipe(single.value, **{**options, **single.options})])
-    else:
-        items = items_of_lines(task, str(source), arguments.lines or "auto", shared_options(task, given))
-        results = _answers(pipe, items, options)
     facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
-    count = _write(results, facts, arguments.output, console)
+    decides = {
+        **facts,
+        "manifest": bundle.manifest.to_json(),
+        "options": options,
+        "fields": given,
+        "json": console.json,
+    }
+    if arguments.resume or (single is None and Path(str(source)).is_file()):
+        decides |= {"input": input_facts(str(source)), "lines": arguments.lines}
+
+    def answers(done: int) -> Iterator[Any]:
+        if single is not None:
+            return iter([pipe(single.value, **{**options, **single.options})])
+        progress = Progress(console, _size_of(str(source)), done)
+        items = items_of_lines(task, str(source), arguments.lines or "auto", shared_options(task, given))
+        found = _answers(pipe, _rest(items, done, progress), options)
+        watched = console.live and (output is not None or not sys.stdout.isatty())
+        return progress.watch(found) if watched else found
+
+    count = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
     if implied and not count:
         raise UsageError("nothing to answer: standard input is empty; give TEXT or --input FILE")
     console.detail(f"{count} answered in {console.seconds:.2f} s")
@@ -124,19 +138,37 @@ def _checked(pipe: Any, items: Iterator[Item]) -> Iterator[Any]:
         yield item.value
 
 
-def _write(results: Iterator[Any], facts: dict[str, Any], output: str | None, console: Console) -> int:
+def _rest(items: Iterator[Item], done: int, progress: Progress) -> Iterator[Item]:
+    """Pass on the items that have no answer yet, and say how far the input is read."""
+    for number, item in enumerate(items):
+        progress.read = item.end
+        if number < done:
+            progress.skipped = item.end
+        else:
+            yield item
+
+
+def _size_of(source: str) -> int | None:
+    return Path(source).stat().st_size if Path(source).is_file() else None
+
+
+Opened: TypeAlias = contextlib.AbstractContextManager[tuple[IO[str], int]]
+
+
+def _write(
+    answers: Callable[[int], Iterator[Any]], facts: dict[str, Any], destination: Opened, console: Console
+) -> int:
     """Write results as they come: one a line, or inside one object where ``--json`` asks for it."""
     count = 0
-    watched = console.live and (output is not None or not sys.stdout.isatty())
-    with _destination(output, console) as file:
+    with destination as (file, done):
+        if done:
+            console.log(f"{done:,} answers are there already")
         if console.json:
             file.write(f'{console.to_json(facts)[:-1]}, "results": [')
-        for result in results:
+        for result in answers(done):
             line = console.to_json(result)
             file.write(f"{', ' if count else ''}{line}" if console.json else f"{line}\n")
             count += 1
-            if watched and count % _PROGRESS_STEP == 0:
-                console.stage(f"{count:,} answered")
         if console.json:
             file.write(f'], "count": {count}, "seconds": {console.seconds:.3f}}}\n')
         file.flush()
@@ -144,38 +176,37 @@ def _write(results: Iterator[Any], facts: dict[str, Any], output: str | None, co
     return count
 
 
+def _chosen_output(arguments: SimpleNamespace, console: Console, alone: bool) -> Path | None:
+    """The file to write; None for standard output.
+
+    Raises:
+        UsageError: a folder, or ``--resume`` where nothing could be resumed.
+    """
+    output = None if arguments.output in (None, "-") else Path(arguments.output)
+    if arguments.resume and (output is None or alone or console.json or (output.exists() and not output.is_file())):
+        raise UsageError("--resume goes with --input FILE and --output FILE, and without --json: answers line by line")
+    if output is not None and output.is_dir():
+        raise UsageError(f"--output {output} is a folder; give a file")
+    return output
+
+
 @contextlib.contextmanager
-def _destination(output: str | None, console: Console) -> Iterator[TextIO]:
-    """Standard output, or a file that appears whole or not at all."""
-    if output is None or output == "-":
-        yield console.out
-        return
-    target = Path(output)
-    if target.exists() and not target.is_file():
-        if target.is_dir():
-            raise UsageError(f"--output {output} is a folder; give a file")
-        with target.open("w", encoding="utf-8") as file:  # a device or pipe cannot be replaced
-            yield file
-        return
-    try:
-        handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-    except OSError as error:
-        raise UsageError(f"cannot write --output {output}: {error.strerror}") from None
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", errors="backslashreplace") as file:
-            yield file
-        Path(name).chmod(0o666 & ~_umask())
-        Path(name).replace(target)
-    except OSError as error:
-        raise MachineError(f"cannot write {output}: {error.strerror}; nothing was changed") from None
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask
+def _destination(
+    output: Path | None, decides: dict[str, Any], console: Console, *, resume: bool
+) -> Iterator[tuple[IO[str], int]]:
+    """Standard output, or a file that appears whole or not at all; and how many answers it has already."""
+    if output is None:
+        yield console.out, 0
+    elif output.exists() and not output.is_file():  # a device or pipe cannot be replaced
+        try:
+            with output.open("w", encoding="utf-8") as file:
+                yield file, 0
+        except OSError as error:
+            raise MachineError(f"cannot write {output}: {error.strerror}") from None
+    else:
+        answers = AnswersFile(output, decides, resume=resume)
+        with answers.opened() as file:
+            yield file, answers.done
 
 
 def _say_next(arguments: SimpleNamespace, console: Console, *, lines: bool) -> None:

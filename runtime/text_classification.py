@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.errors import UsageError
 from pinnace.runtime.pipeline_base import CallOptions, Options, Pipeline
 from pinnace.runtime.pipeline_checks import Pair, check_count, check_pair, check_word
 from pinnace.runtime.scores import Array, sigmoid, softmax
@@ -31,6 +32,8 @@ class ClassificationOptions(CallOptions):
         return_all_scores: the older form of ``top_k=None``: all labels, in the model's order.
         truncation: cut texts that are too long, rather than refuse them.
         max_length: tokens to cut to; None takes the model's limit.
+        stride: tokens that neighbouring windows share; a text (alone, no pair) of any length is then read whole, and
+            its logits are the mean of its windows', each weighted by its tokens. None cuts it.
     """
 
     top_k: int | str | None = ""
@@ -38,10 +41,12 @@ class ClassificationOptions(CallOptions):
     return_all_scores: bool = False
     truncation: bool | str = True
     max_length: int | None = None
+    stride: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("max_length", self.max_length)
+        check_count("stride", self.stride, 0)
         if self.top_k != "":
             check_count("top_k", self.top_k)
         if self.function_to_apply is not None:
@@ -94,7 +99,10 @@ class TextClassificationPipeline(ClassifierPipeline[ClassificationOptions]):
     def answer(self, items: list[Pair], options: ClassificationOptions) -> list[Any]:
         """Label each text or pair."""
         length = min(self.longest, options.max_length or self.longest)
-        logits = self.logits(items, options, truncation=options.truncation, max_length=length)
+        if options.stride is None:
+            logits = self.logits(items, options, truncation=options.truncation, max_length=length)
+        else:
+            logits = self._windowed_logits(items, options, length, options.stride)
         scores = FUNCTIONS[(options.function_to_apply or self._default_function()).lower()](logits)
         labels = self.manifest.labels
         if options.top_k == "" and not options.return_all_scores:
@@ -112,6 +120,22 @@ class TextClassificationPipeline(ClassifierPipeline[ClassificationOptions]):
             [{"label": labels[i], "score": score} for i, score in zip(row, values, strict=True)]
             for row, values in zip(order.tolist(), ranked.tolist(), strict=True)
         ]
+
+    def _windowed_logits(self, items: list[Pair], options: ClassificationOptions, length: int, stride: int) -> Array:
+        """Read texts of any length in windows, which share batches; return the weighted mean of each text's logits."""
+        if any(partner is not None for _, partner in items):
+            raise UsageError("stride reads single texts in windows, got a pair; leave stride out, or give one text")
+        if stride >= (room := length - self.tokenizer.num_special_tokens_to_add()):
+            raise UsageError(f"stride is {stride}; expected less than {room}, the tokens of text in one window")
+        encoded = self.encode(
+            [text for text, _ in items], max_length=length, stride=stride, return_overflowing_tokens=True
+        )
+        rows, owners = encoded.encodings or [], np.asarray(encoded["overflow_to_sample_mapping"], np.int64)
+        total = np.zeros((len(items), len(self.manifest.labels)), np.float64)
+        weights = np.asarray([max(1, len(row)) for row in rows], np.float64)
+        for places, outputs in self.batches(rows, options):
+            np.add.at(total, owners[places], outputs["logits"] * weights[places, None])
+        return np.asarray(total / np.bincount(owners, weights, len(items))[:, None], np.float32)
 
     def _default_function(self) -> str:
         if self.manifest.problem_type == "regression":
