@@ -86,7 +86,10 @@ _ROWS: Final = (
         "int8", "int8", "integer products; activations smoothed, fixed scales, one a token where that is too little",
         "fixed", "rows8", ("token", KEEP),
     ),
-    Scheme("int8-token", "int8", "integer products; activations smoothed, one scale for each token", "token", "rows8"),
+    Scheme(
+        "int8-token", "int8", "integer products; activations smoothed, one scale for each token, errors compensated",
+        "token", "rows8", rounding="compensated",
+    ),
     Scheme(
         "int8-uncalibrated", "int8", "integer products; one activation scale for each token, needs no data",
         "token", "rows8", smoothing=False,
