@@ -53,6 +53,14 @@ def test_sessions_of_the_same_files_share_their_weights(tmp_path: Path) -> None:
     assert len(native._Shared.opened) < kept
 
 
+def test_settings_of_every_session(tmp_path: Path) -> None:
+    options = load(make_bundle(tmp_path / "b"), threads=1).native.get_session_options()
+    assert not options.enable_mem_pattern  # it would grow with every new shape
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    busy = load(tmp_path / "b", threads=1, spin=True).native.get_session_options()
+    assert busy.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+
+
 def test_a_memory_limit_splits_batches(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = bundle_of("tiny-classify")
     free = pipeline("classify", bundle, threads=1)
