@@ -6,7 +6,6 @@ Only the standard library is imported before a class is opened.
 from __future__ import annotations
 
 import json
-import shutil
 import tempfile
 import time
 from collections.abc import Mapping
@@ -75,10 +74,8 @@ def _with_threads(model: Path, threads: int) -> Path:
     folder = Path(tempfile.mkdtemp(prefix="pinnace-genai-", dir=Path.cwd()))
     for path in model.iterdir():
         if path.name != GENAI_CONFIG and path.is_file():
-            try:
-                (folder / path.name).hardlink_to(path)  # external data may not leave its folder by a link
-            except OSError:
-                shutil.copy(path, folder / path.name)
+            # Links with a name of their own: a bundle whose files have two hard links is refused as unsafe.
+            (folder / path.name).symlink_to(path)
     config = json.loads((model / GENAI_CONFIG).read_text("utf-8"))
     config["model"]["decoder"].setdefault("session_options", {})["intra_op_num_threads"] = threads
     (folder / GENAI_CONFIG).write_text(json.dumps(config), "utf-8")

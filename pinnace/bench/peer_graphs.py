@@ -31,6 +31,8 @@ class FastEmbed:
         from fastembed.common.model_description import ModelSource, PoolingType
 
         self.import_s = time.perf_counter() - start
+        if options["task"] != "feature-extraction":
+            raise SystemExit(f"fastembed gives vectors of texts and has no {options['task']}")
         pooling = options["pooling"] or {"mode": "mean", "normalize": False}
         if pooling["mode"] not in ("mean", "cls"):
             raise SystemExit(f"fastembed has no {pooling['mode']} pooling")

@@ -125,9 +125,10 @@ def _shown(name: str, measure: Measure | None) -> str:
 
 def _notes(result: Result) -> list[str]:
     measured = [owner.measures for owner in result.candidates] + [owner.measures for owner in result.points]
+    # One reason for each measure is enough: the others differ in a count.
     absent = {
-        f"no {MEASURES[name].title}: {measure.absent}"
-        for measures in measured
+        name: f"no {MEASURES[name].title}: {measure.absent}"
+        for measures in reversed(measured)
         for name, measure in measures.items()
         if measure.absent
     }
@@ -137,7 +138,7 @@ def _notes(result: Result) -> list[str]:
         if candidate.missing
     ]
     checks = [f"{'ok' if good else 'DIFFERS'}: {what}" for what, good in result.checks.items()]
-    lines = [*missing, *checks, *sorted(absent)]
+    lines = [*missing, *checks, *sorted(absent.values())]
     return ["\n".join(lines)] if lines else []
 
 
