@@ -23,7 +23,6 @@ from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, interface
 from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
 from pinnace.export.passes import tidy
-from pinnace.export.ranges import too_large_for_fp16
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
 from pinnace.export.tasks import limits_of
@@ -36,6 +35,7 @@ from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing
 from pinnace.quantize.fp16 import to_fp16
+from pinnace.quantize.islands import too_large_for_fp16
 from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
 # Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
@@ -240,7 +240,8 @@ class _Build:
         if precision == "fp16":
             # Without cases there is nothing to find them by, and the weights need not be loaded.
             if cases:
-                islands = too_large_for_fp16(model, self.graph_folder / self.graph_names["fp32"], cases)
+                fp32 = self.graph_folder / self.graph_names["fp32"]
+                islands = too_large_for_fp16(model, fp32, [case.inputs for case in cases])
             to_fp16(model, islands)
         weights = bind_weights(model, found.bound, self.graph_folder, self._weights_file(precision), folded)
         path = self.graph_folder / graph

@@ -13,10 +13,12 @@ from pinnace.spec import PRECISIONS, TARGETS
 
 EXPORT_PRECISIONS: Final = ("fp32", "fp16")
 LAYOUTS: Final = ("flat", "hub")
-QUANTIZED_PRECISIONS: Final = ("int8", "int4")
+QUANTIZED_PRECISIONS: Final = ("int8", "int4", "fp16")
 SCHEME_NAMES: Final = (
-    "int8", "int8-token", "int8-uncalibrated", "int8-weights", "int4", "int4-uncalibrated", "int4-nearest",
+    "int8", "int8-token", "int8-uncalibrated", "int8-qdq", "int8-qdq-signed", "int8-weights",
+    "int4", "int4-uncalibrated", "int4-nearest", "fp16",
 )  # fmt: skip
+CALIBRATIONS: Final = ("min-max", "moving-average", "entropy", "percentile")
 
 _BUNDLE: Final = Positional("BUNDLE", "the folder that export wrote")
 _DEVICE: Final = Flag("device", "where to run: cpu (the default), cuda or cuda:N; that one, or an error", "DEVICE")
@@ -62,7 +64,7 @@ _ROWS: Final = (
         "pinnace.cli_quantize:run",
         (_BUNDLE,),
         (
-            Flag("precision", "int8 (the default) or int4", choices=QUANTIZED_PRECISIONS),
+            Flag("precision", "int8 (the default), int4, or fp16 for GPUs", choices=QUANTIZED_PRECISIONS),
             Flag("scheme", f"in place of the usual one: {', '.join(SCHEME_NAMES)}", choices=SCHEME_NAMES),
             Flag("auto", "try schemes, keep the fastest that passes, or fp32 where none is better"),
             Flag("max-drop", "largest loss of the task's metric, such as 1%; by default the precision's gate", "SHARE",
@@ -76,6 +78,8 @@ _ROWS: Final = (
                  repeated=True),
             Flag("block", "inputs that share a scale, where weights are in blocks", "N", convert=as_count),
             Flag("full-range", "eight-bit weights in integer products, for processors with exact int8 sums only"),
+            Flag("calibration", f"how the int8-qdq schemes find ranges: {', '.join(CALIBRATIONS)}; by default the last",
+                 choices=CALIBRATIONS),
             Flag("allow-degraded", "write a variant that misses its gate; the manifest says so"),
             _THREADS,
             Flag("output", "another folder for the bundle; by default it is replaced", "OUT", "o", convert=as_path),

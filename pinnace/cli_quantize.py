@@ -26,6 +26,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         only=arguments.only or (),
         block=arguments.block,
         full_range=arguments.full_range or None,
+        calibration=arguments.calibration,
         allow_degraded=bool(arguments.allow_degraded),
         threads=arguments.threads,
         output=arguments.output,

@@ -19,6 +19,7 @@ from pinnace.quantize.latency import Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.search import Attempt, satisfy
+from pinnace.quantize.thresholds import METHODS
 from pinnace.quantize.variant import REFERENCE
 from pinnace.quantize.workshop import Progress, Workshop
 from pinnace.runtime.bundle import Bundle
@@ -29,7 +30,7 @@ from pinnace.runtime.verify import read_certificate
 from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, MANIFEST_NAME, Manifest, golden_name
 
 # Precision -> the scheme that a request for it means.
-DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4"}
+DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4", "fp16": "fp16"}
 # What --auto tries, by whether the model writes tokens.
 TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
     False: ("int8", "int8-token", "int8-weights"),
@@ -52,6 +53,7 @@ class Settings:
     only: tuple[str, ...] = ()
     block: int | None = None
     full_range: bool | None = None
+    calibration: str | None = None
     allow_degraded: bool = False
     threads: int | None = None
     max_drop: float | None = None
@@ -71,6 +73,7 @@ def quantize(
     only: Collection[str] = (),
     block: int | None = None,
     full_range: bool | None = None,
+    calibration: str | None = None,
     allow_degraded: bool = False,
     threads: int | None = None,
     output: str | Path | None = None,
@@ -80,7 +83,7 @@ def quantize(
 
     Args:
         bundle: folder of a bundle with an fp32 variant.
-        precision: ``int8`` or ``int4``; None takes the scheme's, or int8.
+        precision: ``int8``, ``int4`` or ``fp16``; None takes the scheme's, or int8.
         scheme: key of `SCHEMES`; None takes the precision's own.
         auto: try several schemes, measure their quality and speed here, and keep the fastest that passes.
         max_drop: largest loss of the task's metric, 0.01 for 1 %; None takes the gate of the precision.
@@ -91,6 +94,7 @@ def quantize(
         block: inputs that share a scale, for weights in blocks.
         full_range: weights of eight bits in integer products, which only processors with exact int8 sums may run; None
             decides by this processor.
+        calibration: how fixed activation ranges are found, key of `thresholds.METHODS`; for the int8-qdq schemes.
         allow_degraded: write a variant that misses its gate, and say so in the manifest.
         threads: threads of a run; None takes what the machine grants.
         output: another folder for the bundle; None replaces it.
@@ -105,8 +109,10 @@ def quantize(
     source = Bundle.open(bundle)
     if REFERENCE not in source.manifest.variants:
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
-    schemes = _schemes(precision, scheme, auto, source.manifest)
-    settings = Settings(tuple(keep), tuple(only), block, full_range, allow_degraded, threads, max_drop, min_speedup)
+    schemes = _schemes(precision, scheme, auto, source.manifest, calibration)
+    settings = Settings(
+        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup
+    )
     examples: Examples | None = None
     if TOKENIZER_NAME in source.manifest.files:
         examples = read_examples(Path(data) if data is not None else None, source.manifest.task)
@@ -122,10 +128,14 @@ def quantize(
     return dataclasses.replace(report, path=str(output or source.path))
 
 
-def _schemes(precision: str | None, scheme: str | None, auto: bool, manifest: Manifest) -> list[Scheme]:
+def _schemes(
+    precision: str | None, scheme: str | None, auto: bool, manifest: Manifest, calibration: str | None
+) -> list[Scheme]:
     """The schemes to try, one unless ``auto``."""
     if scheme is not None and scheme not in SCHEMES:
         raise unknown_word("scheme", scheme, SCHEMES)
+    if calibration is not None and calibration not in METHODS:
+        raise unknown_word("method of calibration", calibration, METHODS)
     if precision is not None and precision not in DEFAULTS:
         raise unknown_word("precision to quantize to", precision, DEFAULTS)
     if auto and scheme is not None:
@@ -135,7 +145,14 @@ def _schemes(precision: str | None, scheme: str | None, auto: bool, manifest: Ma
     if not auto:
         return [SCHEMES[scheme or DEFAULTS[precision or "int8"]]]
     tried = [SCHEMES[name] for name in TRIED[manifest.cache is not None]]
-    return [row for row in tried if precision in (None, row.precision)]
+    found = [row for row in tried if precision in (None, row.precision)]
+    if not found:
+        words = ", ".join(dict.fromkeys(row.precision for row in tried))
+        raise UsageError(
+            f"--auto times candidates on this processor and tries {words}, got --precision {precision}; "
+            "leave --auto out"
+        )
+    return found
 
 
 def _copy(source: Bundle, scratch: Path) -> None:
@@ -216,7 +233,12 @@ class _Quantization:
             )
         reduced = not (exact if settings.full_range is None else settings.full_range)
         recipe = scheme.recipe(
-            self._shop.graph().graph, reduced=reduced, block=settings.block, keep=settings.keep, only=settings.only
+            self._shop.graph().graph,
+            reduced=reduced,
+            block=settings.block,
+            keep=settings.keep,
+            only=settings.only,
+            calibration=settings.calibration,
         )
         self._say(f"trying {scheme.name}")
         return satisfy(self._shop, scheme, recipe)

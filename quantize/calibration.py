@@ -17,11 +17,13 @@ import onnx_ir as ir
 
 from pinnace.errors import InputError
 from pinnace.quantize.gptq import Hessian
+from pinnace.quantize.histogram import Histogram
 from pinnace.runtime.ort import plain_session
 
 Array = npt.NDArray[Any]
 SAMPLE_ROWS: Final = 2048
 GATHERED_ROWS: Final = 2048
+FADING: Final = 0.05  # weight of the latest run in the averaged ends
 RUN_BYTES: Final = 256 << 20  # most bytes of observed activations that one run may give
 
 
@@ -36,6 +38,8 @@ class Activations:
         count: rows seen.
         sample: some of them, spread over the data, float32 ``(rows, K)``.
         hessian: of all of them, where it was asked for.
+        usual: smallest and largest number of a run, averaged with weights that fade for earlier runs.
+        histogram: of all numbers, where it was asked for.
     """
 
     low: Array
@@ -44,6 +48,8 @@ class Activations:
     count: int
     sample: Array
     hessian: Hessian | None = None
+    usual: tuple[float, float] = (0.0, 0.0)
+    histogram: Histogram | None = None
 
     @property
     def peak(self) -> Array:
@@ -54,9 +60,11 @@ class Activations:
 class _Observer:
     """Gathers one group's rows as they come."""
 
-    def __init__(self, quota: int, hessian: Hessian | None) -> None:
+    def __init__(self, quota: int, hessian: Hessian | None, histogram: Histogram | None = None) -> None:
         self._quota = quota
         self._hessian = hessian
+        self._histogram = histogram
+        self._usual: Array | None = None
         self._waiting: list[Array] = []
         self._kept: list[Array] = []
         self._low: Array | None = None
@@ -72,6 +80,10 @@ class _Observer:
         self._low = low if self._low is None else np.minimum(self._low, low)
         self._high = high if self._high is None else np.maximum(self._high, high)
         self._sum = total if self._sum is None else self._sum + total
+        ends = np.array([low.min(), high.max()], np.float64)
+        self._usual = ends if self._usual is None else self._usual + FADING * (ends - self._usual)
+        if self._histogram is not None:
+            self._histogram.add(rows)
         # Evenly spaced rows of every run: the sample knows the beginnings and the ends of texts.
         places = np.unique(np.linspace(0, len(rows) - 1, min(self._quota, len(rows))).astype(int))
         self._kept.append(rows[places])
@@ -88,12 +100,15 @@ class _Observer:
             self._waiting.clear()
 
     def result(self, name: str) -> Activations:
-        if self._low is None or self._high is None or self._sum is None:
+        if self._low is None or self._high is None or self._sum is None or self._usual is None:
             raise InputError(f"the calibration data never reaches {name}; give more or longer texts")
         self._gather()
         sample = np.concatenate(self._kept)
         mean = self._sum / self._count
-        return Activations(self._low, self._high, mean, self._count, sample[:SAMPLE_ROWS], self._hessian)
+        usual = (float(self._usual[0]), float(self._usual[1]))
+        return Activations(
+            self._low, self._high, mean, self._count, sample[:SAMPLE_ROWS], self._hessian, usual, self._histogram
+        )
 
 
 def observe(
@@ -103,6 +118,7 @@ def observe(
     feeds: Sequence[Mapping[str, Array]],
     *,
     hessians: bool = False,
+    histograms: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Activations]:
     """Run a graph and observe some of its values.
@@ -113,6 +129,7 @@ def observe(
         values: name for the result -> value of ``model``, float32 ``(..., K)``.
         feeds: inputs of the graph, one mapping for each run.
         hessians: gather the Hessian of each value too, ``4 * K * K`` bytes.
+        histograms: gather the histogram of each value too.
         progress: called with the runs done and all runs.
 
     Raises:
@@ -121,7 +138,10 @@ def observe(
     if not feeds:
         raise InputError("there is no calibration data; give at least one text")
     quota = max(1, -(-SAMPLE_ROWS // len(feeds)))
-    observers = {name: _Observer(quota, Hessian(_width(value)) if hessians else None) for name, value in values.items()}
+    observers = {
+        name: _Observer(quota, Hessian(_width(value)) if hessians else None, Histogram() if histograms else None)
+        for name, value in values.items()
+    }
     names = {name: str(value.name) for name, value in values.items()}
     given = [value for value in values.values() if not value.is_graph_output()]
     path = folder / "observe.onnx"

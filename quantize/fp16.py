@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
+
+from pinnace.errors import CheckFailed
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _SIZE_READERS: Final = frozenset({"Shape", "Size"})  # they read no numbers, so no Cast stands before them
@@ -32,13 +35,14 @@ def float_values(graph: ir.Graph) -> dict[int, ir.Value]:
 def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
     """Rewrite a lowered fp32 graph in place to compute in half precision.
 
-    1. Weights are stored as fp16; small constants are converted.
+    1. Weights are stored as fp16: constants are converted here, weights in files or unbound get the new type only,
+       since who writes them converts them, a part at a time.
     2. Nodes named in ``islands`` compute in fp32; a Cast stands on each edge between an island and the rest, none
        between two nodes of islands.
     3. Graph inputs and outputs keep their types, so that every precision is called the same way.
 
     Args:
-        model: a tidied graph with unbound weights.
+        model: a graph whose weights are unbound or in files.
         islands: names of nodes.
 
     Returns:
@@ -69,11 +73,26 @@ def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
     return bool(floats)
 
 
+def halved(name: str, part: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+    """Round numbers of a weight to fp16.
+
+    Raises:
+        CheckFailed: a finite number is beyond fp16's range.
+    """
+    with np.errstate(over="ignore"):
+        out = part.astype("<f2")
+    if not np.array_equal(np.isfinite(out), np.isfinite(part)):
+        raise CheckFailed(
+            f"weight {name!r} reaches {float(np.abs(part[np.isfinite(part)]).max()):.3g}, beyond fp16's 65504; "
+            "keep --precision fp32"
+        )
+    return out
+
+
 def _halve(value: ir.Value) -> None:
     value.type = ir.TensorType(HALF)
-    if value.const_value is not None:
-        array = value.const_value.numpy().astype(np.float16)
-        value.const_value = ir.tensor(array, name=value.name)
+    if value.const_value is not None and not isinstance(value.const_value, ir.ExternalTensor):
+        value.const_value = ir.tensor(halved(str(value.name), value.const_value.numpy()), name=value.name)
 
 
 def _cast(

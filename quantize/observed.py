@@ -22,15 +22,17 @@ from pinnace.quantize.ranges import (
     rounded_weight,
 )
 from pinnace.quantize.rounding import FULL_LIMIT, REDUCED_LIMIT
+from pinnace.quantize.thresholds import fixed_range
 
 LEAST_ROWS: int = 256  # fewer rows say little of a mean
 
 
 @dataclasses.dataclass
 class Observed:
-    """Activations by group; empty where nothing was calibrated."""
+    """Activations by group, empty where nothing was calibrated, and the nodes too large for fp16, if asked for."""
 
     activations: Mapping[str, Activations]
+    islands: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._ranges: dict[tuple[str, bool, bool, bool], Range] = {}
@@ -50,6 +52,10 @@ class Observed:
                     seen, weight, per_token=per_token, largest=largest, smoothing=smoothing
                 )
         return self._ranges[key]
+
+    def tensor_range(self, group: Group, method: str, *, signed: bool) -> Range:
+        """One scale for all of a group's activations, by a method of calibration; symmetric around zero if signed."""
+        return fixed_range(self.activations[group.name], method, signed=signed)
 
     def corrections(self, group: Group, how: Range, *, reduced: bool) -> dict[str, Array]:
         """Projection -> what its bias needs so that the mean of the product over the sample is fp32's.

@@ -13,22 +13,30 @@ import onnx_ir as ir
 
 from pinnace.errors import UsageError
 from pinnace.quantize.emit import Emitter, sweep
+from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.int8 import quantize_group
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import Group, Projection, find_groups, find_tables
+from pinnace.quantize.qdq import quantize_pairs
 from pinnace.quantize.rounders import rounding_for
 from pinnace.quantize.tables import quantize_blocks, quantize_rows, split_embedding
 from pinnace.quantize.tensors import TensorPlan
+from pinnace.quantize.thresholds import METHODS, MIN_MAX, NEED_HISTOGRAMS
 from pinnace.quantize.weight_only import quantize_projection
 
 KEEP: Final = "keep"
+HALF: Final = "half"
+QDQ: Final = ("qdq", "qdq-signed")
 # Way of a projection -> what it means, as reports say it.
 WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
     {
         "fixed": "int8 products, fixed activation scale",
         "token": "int8 products, one activation scale a token",
+        "qdq": "int8 between QuantizeLinear and DequantizeLinear, unsigned activations",
+        "qdq-signed": "int8 between QuantizeLinear and DequantizeLinear, symmetric activations",
         "blocks8": "8-bit weights in blocks",
         "blocks4": "4-bit weights in blocks",
+        HALF: "half precision",
         KEEP: "as it is",
     }
 )
@@ -38,6 +46,7 @@ TABLE_WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
         "rows8": "8 bits, one scale a row",
         "blocks8": "8 bits in blocks",
         "blocks4": "4 bits in blocks",
+        HALF: "half precision",
         KEEP: "as it is",
     }
 )
@@ -57,6 +66,7 @@ class Recipe:
         zeros: whether blocks have zero points.
         rounding: one of `ROUNDINGS`, for weights in blocks.
         smoothing: whether activations of integer products may be smoothed.
+        calibration: key of `thresholds.METHODS`, for activations between QuantizeLinear and DequantizeLinear.
     """
 
     groups: Mapping[str, str]
@@ -66,11 +76,13 @@ class Recipe:
     zeros: bool = False
     rounding: str = "nearest"
     smoothing: bool = True
+    calibration: str = MIN_MAX
 
     def __post_init__(self) -> None:
         assert set(self.groups.values()) <= WAYS.keys()
         assert set(self.tables.values()) <= TABLE_WAYS.keys()
         assert self.rounding in ROUNDINGS
+        assert self.calibration in METHODS
 
     def changed(self, names: Collection[str], way: str) -> Recipe:
         """The recipe with another way for some groups."""
@@ -79,10 +91,20 @@ class Recipe:
     @property
     def calibrated(self) -> frozenset[str]:
         """Groups whose activations must have been observed."""
-        ways = {"fixed", "token"} if self.smoothing else {"fixed"}
+        ways = {*QDQ, "fixed", "token"} if self.smoothing else {*QDQ, "fixed"}
         if self.rounding == "compensated":
             ways |= {*_BITS, "fixed", "token"}
         return frozenset(name for name, way in self.groups.items() if way in ways)
+
+    @property
+    def histograms(self) -> bool:
+        """Whether calibration must gather histograms."""
+        return self.calibration in NEED_HISTOGRAMS and any(way in QDQ for way in self.groups.values())
+
+    @property
+    def half(self) -> bool:
+        """Whether the graph computes in fp16, all but what is kept."""
+        return HALF in (*self.groups.values(), *self.tables.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for the certificate."""
@@ -118,6 +140,7 @@ class Applied:
     model: ir.Model
     plan: TensorPlan
     decisions: dict[str, dict[str, Any]]
+    islands: tuple[str, ...] = ()
 
 
 def load_graph(path: Path) -> ir.Model:
@@ -137,6 +160,8 @@ def apply(model: ir.Model, recipe: Recipe, observed: Observed) -> Applied:
         observed: activations of the groups in ``recipe.calibrated``.
     """
     plan = TensorPlan(model.graph)
+    if recipe.half:
+        return _halved(model, plan, recipe, observed)
     decisions: dict[str, dict[str, Any]] = {}
     for group in find_groups(model.graph):
         decisions[group.name] = _apply_group(model.graph, plan, group, recipe, observed)
@@ -152,6 +177,21 @@ def apply(model: ir.Model, recipe: Recipe, observed: Observed) -> Applied:
     return Applied(model, plan, decisions)
 
 
+def _halved(model: ir.Model, plan: TensorPlan, recipe: Recipe, observed: Observed) -> Applied:
+    """The graph in fp16: what was found too large and what is kept are islands of fp32."""
+    groups, tables = find_groups(model.graph), find_tables(model.graph)
+    kept = {str(m.node.name) for g in groups if recipe.groups.get(g.name, KEEP) == KEEP for m in g.members}
+    kept |= {str(t.node.name) for t in tables if recipe.tables.get(t.name, KEEP) == KEEP}
+    names = {*observed.islands, *kept}
+    islands = tuple(str(node.name) for node in model.graph if node.name in names)
+    to_fp16(model, islands)
+    decisions = {
+        group.name: {"way": recipe.groups.get(group.name, KEEP), "weights": [member.name for member in group.members]}
+        for group in groups
+    }
+    return Applied(model, plan, decisions, islands)
+
+
 def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe, observed: Observed) -> dict[str, Any]:
     way = recipe.groups.get(group.name, KEEP)
     facts: dict[str, Any] = {"way": way, "weights": [member.name for member in group.members]}
@@ -162,6 +202,13 @@ def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe
         hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
         quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections, hessian=hessian)
         facts |= {"smoothing": how.strength, "error": float(f"{how.error:.3g}")}
+    elif way in QDQ:
+        how = observed.tensor_range(group, recipe.calibration, signed=way == "qdq-signed")
+        corrections = observed.corrections(group, how, reduced=recipe.reduced)
+        quantize_pairs(
+            emit, plan, group, how, reduced=recipe.reduced, signed=way == "qdq-signed", corrections=corrections
+        )
+        facts |= {"calibration": recipe.calibration, "scale": float(f"{how.scale:.6g}"), "zero": how.zero}
     elif way != KEEP:
         for member in group.members:
             _apply_blocks(emit, plan, group, member, recipe, _BITS[way], observed)

@@ -9,8 +9,10 @@ from typing import Final
 
 import onnx_ir as ir
 
+from pinnace.errors import UsageError
 from pinnace.quantize.projections import find_groups, find_tables
-from pinnace.quantize.recipe import KEEP, Recipe, selected
+from pinnace.quantize.recipe import HALF, KEEP, QDQ, Recipe, selected
+from pinnace.quantize.thresholds import USUAL
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Scheme:
         block: int | None = None,
         keep: Collection[str] = (),
         only: Collection[str] = (),
+        calibration: str | None = None,
     ) -> Recipe:
         """The recipe that this scheme begins with.
 
@@ -58,10 +61,14 @@ class Scheme:
             block: inputs that share a scale, in place of the scheme's own.
             keep: shell patterns of weights that stay as they are.
             only: shell patterns of the weights that alone may change.
+            calibration: key of `thresholds.METHODS`; None takes the usual one.
 
         Raises:
-            UsageError: a pattern that fits nothing.
+            UsageError: a pattern that fits nothing, or a method of calibration where none is used.
         """
+        if calibration is not None and self.way not in QDQ:
+            users = ", ".join(name for name, row in SCHEMES.items() if row.way in QDQ)
+            raise UsageError(f"--calibration is for the schemes {users}; leave it out for {self.name}")
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
@@ -72,12 +79,13 @@ class Scheme:
             block=block or self.block,
             rounding=self.rounding,
             smoothing=self.smoothing,
+            calibration=calibration or USUAL,
         )
 
     @property
     def calibrates(self) -> bool:
         """Whether it needs calibration data."""
-        return self.smoothing or self.way == "fixed" or self.rounding == "compensated"
+        return self.smoothing or self.way in ("fixed", HALF, *QDQ) or self.rounding == "compensated"
 
 
 _LESS_INT4: Final = ("blocks8", KEEP)
@@ -95,6 +103,14 @@ _ROWS: Final = (
         "token", "rows8", smoothing=False,
     ),
     Scheme(
+        "int8-qdq", "int8", "QuantizeLinear and DequantizeLinear around products, unsigned activations: QNN, OpenVINO",
+        "qdq", "rows8", smoothing=False,
+    ),
+    Scheme(
+        "int8-qdq-signed", "int8", "the same with symmetric signed activations, the only ones that TensorRT takes",
+        "qdq-signed", "rows8", smoothing=False,
+    ),
+    Scheme(
         "int8-weights", "int8", "8-bit weights in blocks; nearest to fp32, slow for prompts and encoders",
         "blocks8", "rows8", smoothing=False, block=128,
     ),
@@ -110,5 +126,6 @@ _ROWS: Final = (
         "int4-nearest", "int4", "4-bit weights in blocks, rounded to nearest; the usual way, to compare with",
         "blocks4", "rows8", _LESS_INT4, (KEEP,), smoothing=False,
     ),
+    Scheme("fp16", "fp16", "half precision, fp32 where numbers grow too large; for GPUs", HALF, HALF, smoothing=False),
 )  # fmt: skip
 SCHEMES: Final[Mapping[str, Scheme]] = types.MappingProxyType({row.name: row for row in _ROWS})

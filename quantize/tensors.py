@@ -14,10 +14,12 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pinnace.errors import BundleError
+from pinnace.quantize.fp16 import halved
 from pinnace.safetensors_header import read_header
 from pinnace.safetensors_writer import write_safetensors
 
 Array = npt.NDArray[Any]
+CHUNK: Final = 1 << 24  # elements read at a time
 # Type in the graph -> type in the file's words, and in numpy's.
 _STORED: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
     {
@@ -34,8 +36,6 @@ _STORED: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
 def read_weight(value: ir.Value) -> Array:
     """Read an initializer's numbers.
 
-    Read rather than mapped: the pages of a mapped file would count as this process's memory until its end.
-
     Raises:
         BundleError: the file ends too early.
     """
@@ -43,15 +43,12 @@ def read_weight(value: ir.Value) -> Array:
     assert tensor is not None  # a bundle's graph is bound
     if not isinstance(tensor, ir.ExternalTensor):
         return tensor.numpy()
-    shape = _shape(value)
-    with Path(tensor.path).open("rb") as file:
-        file.seek(tensor.offset or 0)
-        array = np.fromfile(file, _STORED[tensor.dtype][1], math.prod(shape))
-    if array.size != math.prod(shape):
-        raise BundleError(
-            f"{Path(tensor.path).name} ends within tensor {value.name!r}; copy or export the bundle again"
-        )
-    return array.reshape(shape)
+    array: Array = np.empty(math.prod(_shape(value)), _STORED[tensor.dtype][1])
+    place = 0
+    for part in _parts(tensor, str(value.name)):
+        array[place : place + part.size] = part
+        place += part.size
+    return array.reshape(_shape(value))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,25 +94,34 @@ class TensorPlan:
     def write(self, path: Path, progress: Callable[[str], None] | None = None) -> None:
         """Make every tensor, write the safetensors file ``path``, and bind the graph to it.
 
-        Initializers that are stored in other files and still read are copied, so that the file is all a variant needs.
+        Initializers that are stored in other files and still read are copied, so that the file is all a variant needs;
+        those whose type has become fp16 are rounded on the way.
+
+        Raises:
+            CheckFailed: a weight that is to be fp16 has a number beyond its range.
         """
         kept = {
             str(name): value for name, value in self._graph.initializers.items()
             if isinstance(value.const_value, ir.ExternalTensor) and value.uses()
         }  # fmt: skip
-        plans = [*(_copied(name, value) for name, value in kept.items()), *self._planned.values()]
-        entries = {name: (_STORED[dtype][0], shape) for plan in plans for name, (dtype, shape) in plan.entries.items()}
+        plans = list(self._planned.values())
+        planned = {name: entry for plan in plans for name, entry in plan.entries.items()}
+        copied = {name: (_type(value), _shape(value)) for name, value in kept.items()}
+        entries = {name: (_STORED[dtype][0], shape) for name, (dtype, shape) in (copied | planned).items()}
         maker = {next(iter(plan.entries)): plan for plan in plans}
         made: dict[str, Array] = {}
 
         def content(name: str) -> Iterator[bytes]:
+            if name in kept:
+                yield from _copied(kept[name])
+                return
             if name in maker:
                 made.clear()
                 if progress is not None:
                     progress(name)
                 made.update(maker[name].make())
             array = made.pop(name)
-            dtype, shape = next(p.entries[name] for p in plans if name in p.entries)
+            dtype, shape = planned[name]
             assert tuple(array.shape) == shape, f"{name} is {array.shape}, planned {shape}"
             yield np.ascontiguousarray(array, _STORED[dtype][1]).tobytes()
 
@@ -128,8 +134,33 @@ class TensorPlan:
             )  # fmt: skip
 
 
-def _copied(name: str, value: ir.Value) -> Planned:
-    return Planned({name: (_type(value), _shape(value))}, lambda: {name: read_weight(value)})
+def _copied(value: ir.Value) -> Iterator[bytes]:
+    """A stored tensor's bytes in the type that the graph wants, a part at a time."""
+    tensor, wanted = value.const_value, _type(value)
+    assert isinstance(tensor, ir.ExternalTensor)
+    for part in _parts(tensor, str(value.name)):
+        half = wanted == ir.DataType.FLOAT16 and tensor.dtype != wanted
+        yield (halved(str(value.name), part) if half else part).tobytes()
+
+
+def _parts(tensor: ir.ExternalTensor, name: str) -> Iterator[Array]:
+    """Read a stored tensor's numbers, `CHUNK` at a time.
+
+    Raises:
+        BundleError: the file ends too early.
+    """
+    left = math.prod(tensor.shape.numpy())
+    # Read rather than mapped: the pages of a mapped file would count as this process's memory until its end.
+    with Path(tensor.path).open("rb") as file:
+        file.seek(tensor.offset or 0)
+        while left > 0:
+            part = np.fromfile(file, _STORED[tensor.dtype][1], min(left, CHUNK))
+            if not part.size:
+                raise BundleError(
+                    f"{Path(tensor.path).name} ends within tensor {name!r}; copy or export the bundle again"
+                )
+            left -= part.size
+            yield part
 
 
 def _type(value: ir.Value) -> ir.DataType:

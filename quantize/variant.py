@@ -10,7 +10,7 @@ from typing import Any, Final
 import onnx_ir as ir
 
 from pinnace.quantize.observed import Observed
-from pinnace.quantize.recipe import Recipe, apply, load_graph
+from pinnace.quantize.recipe import QDQ, Recipe, apply, load_graph
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
 from pinnace.spec import GRAPH_NAMES, Variant
@@ -66,12 +66,13 @@ def write_variant(
     weights = path.with_name(f"{path.name}_data")
     applied.plan.write(weights, progress)
     ir.save(applied.model, path)
-    whole = any(way in ("fixed", "token") for way in recipe.groups.values()) and not recipe.reduced
+    whole = any(way in ("fixed", "token", *QDQ) for way in recipe.groups.values()) and not recipe.reduced
     variant = Variant(
         reference.target,
         reference.opset,
         name,
         (f"{name}_data",),
+        islands=applied.islands,
         scheme=scheme,
         needs=(EXACT_DOT,) if whole else (),
         made_on=f"{cpu.machine} {' '.join(cpu.features)}".strip(),

@@ -14,6 +14,7 @@ from pinnace.compare import Bound, Evaluation, miss, task_gate
 from pinnace.quantize.calibration import Activations, observe
 from pinnace.quantize.evaluate import Judge, feeds
 from pinnace.quantize.examples import Examples
+from pinnace.quantize.islands import too_large_for_fp16
 from pinnace.quantize.latency import Latency, measure
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
@@ -83,6 +84,7 @@ class Workshop:
         self._calibration, self._max_drop, self.say = calibration, max_drop, say
         self._activations: dict[str, Activations] = {}
         self._feeds: list[dict[str, Any]] | None = None
+        self._islands: tuple[str, ...] | None = None
         self._on_disk: dict[str, tuple[str, Recipe, Written]] = {}
         self._judge: Judge | None = None
         self.reference = _unjudged(source, REFERENCE)
@@ -109,15 +111,23 @@ class Workshop:
         hessians = recipe.rounding == "compensated"
         lacking = {
             name for name in recipe.calibrated
-            if name not in self._activations or (hessians and self._activations[name].hessian is None)
+            if name not in self._activations
+            or (hessians and self._activations[name].hessian is None)
+            or (recipe.histograms and self._activations[name].histogram is None)
         }  # fmt: skip
         if lacking:
             self.say(f"calibrating on {len(self.feeds())} inputs")
             model = self.graph()
             values = {group.name: group.everywhere for group in find_groups(model.graph) if group.name in lacking}
             folder = (self.scratch / self.bundle.variant(REFERENCE).graph).parent
-            self._activations |= observe(model, folder, values, self.feeds(), hessians=hessians)
-        return Observed(self._activations)
+            self._activations |= observe(
+                model, folder, values, self.feeds(), hessians=hessians, histograms=recipe.histograms
+            )
+        if recipe.half and self._islands is None:
+            self.say(f"looking on {len(self.feeds())} inputs for numbers beyond fp16")
+            path = self.scratch / self.bundle.variant(REFERENCE).graph
+            self._islands = too_large_for_fp16(self.graph(), path, self.feeds())
+        return Observed(self._activations, self._islands or ())
 
     def make(self, scheme: str, precision: str, recipe: Recipe) -> Candidate:
         """Write the variant of a recipe over the last one of this precision, and judge it."""

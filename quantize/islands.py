@@ -1,15 +1,15 @@
-"""Find the steps of a graph whose numbers come near the end of fp16's range, by running it on the grid."""
+"""Islands of an fp16 graph: the steps whose numbers come near the end of fp16's range, found by running the graph."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import onnx_ir as ir
 
-from pinnace.export.cases import Case
 from pinnace.quantize.fp16 import float_values
 from pinnace.runtime.ort import plain_session
 
@@ -18,16 +18,16 @@ FP16_LIMIT: Final = 65504 / 3
 
 
 def too_large_for_fp16(
-    model: ir.Model, written: Path, cases: Sequence[Case], limit: float = FP16_LIMIT
+    model: ir.Model, written: Path, feeds: Iterable[Mapping[str, npt.NDArray[Any]]], limit: float = FP16_LIMIT
 ) -> tuple[str, ...]:
-    """Name the nodes that make or read a number beyond ``limit`` on some case; they need fp32.
+    """Name the nodes that make or read a number beyond ``limit`` on some input; they need fp32.
 
     The peaks are taken inside the graph, so that no layer's numbers have to be kept.
 
     Args:
-        model: a tidied graph with unbound weights, not yet converted.
+        model: an fp32 graph, not yet converted; weights that are unbound are taken from ``written``.
         written: the fp32 graph on disk, which has the weights; a probe is made beside it for a moment.
-        cases: inputs to run.
+        feeds: inputs to run.
         limit: largest magnitude that fp16 is trusted with.
     """
     probe, weights = model.clone(), ir.load(written).graph.initializers
@@ -51,9 +51,10 @@ def too_large_for_fp16(
     try:
         ir.save(probe, path)
         session = plain_session(path)
-        runs = [np.array(session.run(None, dict(case.inputs)), np.float64) for case in cases]
     finally:
         path.unlink(missing_ok=True)
-    peaks = np.max(runs, axis=0)
+    peaks = np.zeros(len(watched))
+    for feed in feeds:
+        peaks = np.maximum(peaks, np.array(session.run(None, dict(feed)), np.float64))  # NaN stays
     hot = {id(value) for value, peak in zip(watched, peaks, strict=True) if not peak <= limit}
     return tuple(str(node.name) for node in nodes if any(id(v) in hot for v in (*node.inputs, *node.outputs)))
