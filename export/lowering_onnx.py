@@ -204,7 +204,7 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
     heads, kv_heads = e.attribute("num_heads"), e.attribute("kv_num_heads")
     mask, past_key, past_value = e.needed(3), e.input(4), e.input(5)
     q, k, v = biased_projections(e, 6)
-    visible = causal_visibility(e, mask, q)
+    visible = e.once("causal", mask, lambda: causal_visibility(e, mask, q))
     fused = e.opset >= ATTENTION_OPSET and not e.output_is_read(1)
     if fused and past_key is None:
         return [e.op("Attention", q, k, v, visible, q_num_heads=heads, kv_num_heads=kv_heads)]
@@ -234,9 +234,13 @@ def group_heads(
         return split_heads(e, query, heads), visible
     parts = e.op("Reshape", query, e.constant([0, 0, kv_heads, groups, -1]))
     rows = e.op("Reshape", e.op("Transpose", parts, perm=[0, 2, 1, 3, 4]), e.constant([0, kv_heads, -1, q_head_size(e)]))
+    return rows, e.once("grouped", visible, lambda: _group_mask(e, visible, groups))
+
+
+def _group_mask(e: Emitter, visible: ir.Value, groups: int) -> ir.Value:
     repeated = e.op("Expand", e.op("Unsqueeze", visible, e.constant([3])), e.constant([1, 1, 1, groups, 1]))
     shape = e.op("Concat", e.constant([0, 1, -1]), e.op("Shape", visible, start=3, end=4), axis=0)
-    return rows, e.op("Reshape", repeated, shape)
+    return e.op("Reshape", repeated, shape)
 
 
 def ungroup_heads(e: Emitter, context: ir.Value, heads: int, kv_heads: int) -> ir.Value:

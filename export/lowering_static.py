@@ -28,7 +28,8 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
         e.op("TensorScatter", past, standard.split_heads(e, new, kv_heads), start, axis=2)
         for past, new in ((past_key, k), (past_value, v))
     )
-    rows, visible = standard.group_heads(e, q, _visible_slots(e, mask, q, start), heads, kv_heads)
+    visible = e.once("causal", mask, lambda: _visible_slots(e, mask, q, start))
+    rows, visible = standard.group_heads(e, q, visible, heads, kv_heads)
     # ONNX Runtime's CPU kernel attends to every slot all the same; other runtimes may stop at the lengths.
     context = e.op("Attention", rows, present_key, present_value, visible, None, None, lengths)
     return [standard.ungroup_heads(e, context, heads, kv_heads), e.node.outputs[1], present_key, present_value]
@@ -44,8 +45,12 @@ def last_position(e: Emitter) -> Sequence[ir.Value]:
 
 def _lengths_and_start(e: Emitter, mask: ir.Value, new: ir.Value) -> tuple[ir.Value, ir.Value]:
     """Each row's tokens, and the slot of its first new one; both (B,)."""
-    lengths = e.op("ReduceSum", mask, e.constant([1]), keepdims=0)
-    return lengths, e.op("Max", e.op("Sub", lengths, e.op("Shape", new, start=1, end=2)), e.constant(0))
+
+    def build() -> tuple[ir.Value, ir.Value]:
+        lengths = e.op("ReduceSum", mask, e.constant([1]), keepdims=0)
+        return lengths, e.op("Max", e.op("Sub", lengths, e.op("Shape", new, start=1, end=2)), e.constant(0))
+
+    return e.once("lengths", mask, build)
 
 
 def _visible_slots(e: Emitter, mask: ir.Value, query: ir.Value, start: ir.Value) -> ir.Value:
