@@ -222,9 +222,7 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
     return [context, weights, present_key, present_value]
 
 
-def group_heads(
-    e: Emitter, query: ir.Value, visible: ir.Value, heads: int, kv_heads: int
-) -> tuple[ir.Value, ir.Value]:
+def group_heads(e: Emitter, query: ir.Value, visible: ir.Value, heads: int, kv_heads: int) -> tuple[ir.Value, ir.Value]:
     """The query heads that share a key head become rows of one query: each key is then read once, and not once a head.
 
     Query (B, T, N * D) -> (B, K, T * N / K, D); visible (B, 1, T, S) -> (B, 1, T * N / K, S).
@@ -233,7 +231,9 @@ def group_heads(
     if groups == 1:
         return split_heads(e, query, heads), visible
     parts = e.op("Reshape", query, e.constant([0, 0, kv_heads, groups, -1]))
-    rows = e.op("Reshape", e.op("Transpose", parts, perm=[0, 2, 1, 3, 4]), e.constant([0, kv_heads, -1, q_head_size(e)]))
+    rows = e.op(
+        "Reshape", e.op("Transpose", parts, perm=[0, 2, 1, 3, 4]), e.constant([0, kv_heads, -1, q_head_size(e)])
+    )
     return rows, e.once("grouped", visible, lambda: _group_mask(e, visible, groups))
 
 
