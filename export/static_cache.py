@@ -1,7 +1,7 @@
 """A cache of one fixed capacity: past and present have the same shape, and new keys are written into it.
 
-The reference knows only keys that grow. So a graph of this form is traced as one whose keys grow, lowered by rows of its
-own (`lowering_static`), and its inputs are brought into the reference's form when the reference is called.
+The reference knows only keys that grow. So a graph of this form is traced as one whose keys grow, lowered by rows of
+its own (`lowering_static`), and its inputs are brought into the reference's form when the reference is called.
 
 Shapes: B batch, T new tokens, P past tokens, K key/value heads, D head size.
 """
