@@ -15,16 +15,17 @@ import torch
 import pinnace
 from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError, unknown_word
-from pinnace.export import lowering_onnx, lowering_ort
+from pinnace.export import lowering_onnx, lowering_ort, lowering_static
 from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, write_golden
 from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
-from pinnace.export.interface import Interface, Options, interface
+from pinnace.export.interface import Interface, Options
 from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
 from pinnace.export.passes import tidy
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
+from pinnace.export.static_cache import fix_shapes, graph_interface
 from pinnace.export.tasks import limits_of
 from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
 from pinnace.export.tracer import trace
@@ -38,6 +39,7 @@ from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.islands import too_large_for_fp16
 from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
+STATIC: Final = "onnx, fixed cache"  # the target onnx, where the cache has a fixed capacity
 # Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
 ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyType(
     {
@@ -45,6 +47,8 @@ ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyTyp
         ("ort", "fp16"): lowering_ort.CUDA_ROWS,
         ("onnx", "fp32"): lowering_onnx.ROWS,
         ("onnx", "fp16"): lowering_onnx.HALF_ROWS,
+        (STATIC, "fp32"): lowering_static.ROWS,
+        (STATIC, "fp16"): lowering_static.HALF_ROWS,
     }
 )
 DEFAULT_OPSET: Final = 23
@@ -100,7 +104,7 @@ def export(
         precision: ``fp32``, or ``fp16`` (written beside fp32).
         target: ``ort`` (ONNX Runtime's fused operators) or ``onnx`` (standard operators only).
         opset: version of the standard operators, 18 to 24.
-        static: axis -> fixed size, for accelerators that need fixed shapes.
+        static: axis -> fixed size, for accelerators that need fixed shapes; see `Options`.
         hidden_states: give every layer's output too, as ``hidden_states.0``, ``hidden_states.1``, ...
         attentions: give every layer's attention weights too, as ``attentions.0``, ...
         all_logits: a causal task gives logits for every position.
@@ -180,17 +184,24 @@ class _Build:
 
     def run(self, weights: ModelWeights, precisions: Sequence[str], check: bool) -> Exported:
         """Trace, lower, bind, validate, describe."""
-        face = interface(self.origin.task, self.config, self.options, target=self.target, pooler=weights.has_pooler)
+        face = graph_interface(
+            self.origin.task, self.config, self.options,
+            target=self.target, opset=self.opset, pooler=weights.has_pooler,
+        )  # fmt: skip
+        if face.cache is not None and face.cache.fixed:
+            self.limits = dataclasses.replace(self.limits, sequence=face.cache.capacity)
         copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
-        traced = trace(weights.build, face.call, face.inputs, face.outputs)
+        traced = trace(weights.build, face.traced.call, face.traced.inputs, face.traced.outputs)
+        fix_shapes(traced, face)
         cases = self._cases(face)
         reference = self._reference(weights) if check else None
         checks: dict[str, Validation | None] = {}
         variants: dict[str, Variant] = {}
         for precision in precisions:
-            variants[precision] = self._write(traced.clone(), weights.found, precision, cases if check else ())
+            rows = ROWS[STATIC if face.cache is not None and face.cache.fixed else self.target, precision]
+            variants[precision] = self._write(traced.clone(), rows, weights.found, precision, cases if check else ())
             checks[precision] = None
             if reference is not None:
                 self.say(f"checking {precision} against PyTorch on {len(cases)} cases")
@@ -226,11 +237,11 @@ class _Build:
         reference: torch.nn.Module = model.eval()
         return reference
 
-    def _write(self, model: ir.Model, found: Resolution, precision: str, cases: Sequence[Case]) -> Variant:
+    def _write(
+        self, model: ir.Model, rows: Mapping[str, Row], found: Resolution, precision: str, cases: Sequence[Case]
+    ) -> Variant:
         """Lower a traced model for one precision, bind its weights and save it."""
-        folded = lower(
-            model, ROWS[self.target, precision], self.opset, lambda name: read_number(name, found.bound[name])
-        )
+        folded = lower(model, rows, self.opset, lambda name: read_number(name, found.bound[name]))
         tidy(model)
         graph = self.graph_names[precision]
         islands: tuple[str, ...] = ()

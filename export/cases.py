@@ -9,10 +9,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pinnace.export.interface import PAST, Interface
+from pinnace.export.interface import CAPACITY, PAST, Interface
 from pinnace.spec import Limits
 
 Array = npt.NDArray[Any]
+PAST_KEY: Final = f"{PAST}.0.key"
 CHOICES: Final = 3
 PAST_TOKENS: Final = 5
 FAR: Final = 9  # tokens of the row at the last positions
@@ -129,17 +130,21 @@ def make_case(
     B, T, P = len(lengths), tokens, int(histories.max())
     place = np.arange(T)
     kept = np.array([place >= T - n if padding == "left" else place < n for n in lengths])
-    seen = np.arange(P) < histories[:, None]
+    capacity = interface.options.static.get(CAPACITY)
+    if capacity is None:
+        mask = np.concatenate([np.arange(P) < histories[:, None], kept], 1)
+    else:
+        mask = np.arange(capacity) < (histories + kept.sum(1))[:, None]
     arrays: dict[str, Array] = {
         "input_ids": np.where(kept, generator.integers(0, limits.vocabulary, (B, T)), 0),
-        "attention_mask": np.concatenate([seen, kept], 1).astype(np.int64),
+        "attention_mask": mask.astype(np.int64),
         "token_type_ids": np.where(kept, generator.integers(0, limits.token_types, (B, T)), 0),
         "position_ids": np.clip(histories[:, None] + np.cumsum(kept, 1) - 1, 0, limits.sequence - 1),
     }
     for name, spec in names.items():
         if name.startswith(PAST):
             heads, size = (int(spec.shape[axis]) for axis in (1, 3))
-            arrays[name] = generator.standard_normal((B, heads, P, size), np.float32)
+            arrays[name] = generator.standard_normal((B, heads, capacity or P, size), np.float32)
     inputs = {}
     for name, spec in names.items():
         array = arrays[name].reshape(B // choices, choices, T) if len(spec.shape) == 3 else arrays[name]
@@ -152,12 +157,25 @@ def make_case(
 def alone(case: Case, row: int) -> Case:
     """One row of a right-padded flat batch, without its padding."""
     n = int(case.real[row].sum())
-    extra = case.real.shape[1] - n
-    inputs = {}
-    for name, array in case.inputs.items():
-        part = array[row : row + 1]
-        inputs[name] = part if name.startswith(PAST) else np.ascontiguousarray(part[:, : part.shape[1] - extra])
-    return Case(f"{case.name}-row{row}", inputs, case.real[row : row + 1, :n])
+    part = {name: array[row : row + 1] for name, array in case.inputs.items()}
+    return Case(f"{case.name}-row{row}", first_tokens(part, n), case.real[row : row + 1, :n])
+
+
+def first_tokens(inputs: Mapping[str, Array], count: int) -> dict[str, Array]:
+    """Inputs of right-padded rows with their past and only the first ``count`` of their new tokens."""
+    new, mask = inputs["input_ids"].shape[1], inputs["attention_mask"]
+    found = {}
+    for name, array in inputs.items():
+        if name.startswith(PAST):
+            found[name] = array
+        elif array is mask and PAST_KEY in inputs and inputs[PAST_KEY].shape[2] == mask.shape[1]:
+            # A cache of fixed capacity: the mask has a place for each of its slots.
+            lengths = mask.sum(1, keepdims=True)
+            kept = np.minimum(lengths, np.maximum(lengths - new, 0) + count)
+            found[name] = (np.arange(mask.shape[1]) < kept).astype(mask.dtype)
+        else:
+            found[name] = np.ascontiguousarray(array[:, : array.shape[1] - (new - count)])
+    return found
 
 
 def real_part(case: Case, shape: Sequence[int | str], array: Array) -> Array:

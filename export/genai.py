@@ -48,7 +48,7 @@ def write_genai_config(folder: Path, manifest: Manifest, config: Any) -> bool:
         ``generation_config.json`` asks for what Pinnace cannot read, which is told where it is used.
     """
     axes = manifest.inputs[0].shape
-    if manifest.cache is None or not all(isinstance(axis, str) for axis in axes):
+    if manifest.cache is None or manifest.cache.fixed or not all(isinstance(axis, str) for axis in axes):
         return False
     try:
         generation = GenerationConfig.from_folder(folder)

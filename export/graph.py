@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +16,7 @@ MODULE: Final = "module"  # key of a node's note: the dotted path of the module 
 Row = Callable[["Emitter"], Sequence[ir.Value]]
 Reader = Callable[[str], npt.NDArray[np.float64]]  # gives a small weight's numbers by its name
 FunctionBuilder = Callable[[int], ir.Function]
+T = TypeVar("T")
 
 
 class Emitter:
@@ -61,6 +62,14 @@ class Emitter:
         function = self._work.functions[builder]
         return self.ops(function.name, *inputs, domain=function.domain, outputs=outputs, **attributes)
 
+    def once(self, what: str, of: ir.Value, build: Callable[[], T]) -> T:
+        """What ``build`` gives, built by the first row of the graph that asks for it: all layers share one mask."""
+        key = (what, id(of))
+        if key not in self._work.shared:
+            self._work.shared[key] = build()
+        found: T = self._work.shared[key]
+        return found
+
     def output_is_read(self, index: int) -> bool:
         """Whether anything reads the semantic node's output at ``index``."""
         value = self.node.outputs[index]
@@ -84,11 +93,12 @@ class Emitter:
 
 @dataclasses.dataclass
 class _Work:
-    """What the rows share: a reader of small weights, the names that were read, and the functions that are called."""
+    """What the rows share: a reader of small weights, the names that were read, functions, and what is built once."""
 
     reader: Reader
     folded: set[str] = dataclasses.field(default_factory=set)
     functions: dict[FunctionBuilder, ir.Function] = dataclasses.field(default_factory=dict)
+    shared: dict[tuple[str, int], Any] = dataclasses.field(default_factory=dict)
 
 
 class Constants:

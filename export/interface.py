@@ -13,6 +13,8 @@ from pinnace.models.ops import last_position
 from pinnace.spec import CacheSpec, TensorSpec
 
 PAST: Final = "past_key_values"
+PRESENT: Final = "present"
+CAPACITY: Final = "capacity"  # of a cache that does not grow: a size that only the option fixes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +22,8 @@ class Options:
     """Choices that shape the graph.
 
     Attributes:
-        static: axis name -> fixed size, for accelerators that need fixed shapes.
+        static: axis name -> fixed size, for accelerators that need fixed shapes; ``capacity`` stands for a cache whose
+            past and present have this one size.
         hidden_states: give the embeddings' and every layer's output too.
         attentions: give every layer's attention weights too.
         all_logits: a causal task gives logits for every position instead of each row's last.
@@ -46,6 +49,16 @@ class Interface:
     cache: CacheSpec | None
     options: Options
 
+    @property
+    def traced(self) -> Interface:
+        """The interface that the model is traced with."""
+        return self
+
+    @property
+    def free_tokens(self) -> bool:
+        """Whether a run may have any number of rows and new tokens."""
+        return not self.options.static.keys() - {CAPACITY}
+
     def call(self, model: Any, *tensors: Any) -> Sequence[Any]:
         """Call a reference model with tensors in the order of ``inputs``; results come in the order of ``outputs``."""
         given = dict(zip((spec.name for spec in self.inputs), tensors, strict=True))
@@ -67,7 +80,7 @@ class Interface:
 def _pick(result: Any, name: str) -> Any:
     """Find an output by the graph's name: ``hidden_states.3``, ``present.0.key``, or a field of the result."""
     field, *place = name.split(".")
-    if field == "present":
+    if field == PRESENT:
         return result.past_key_values[int(place[0])][("key", "value").index(place[1])]
     value = getattr(result, field)
     return value[int(place[0])] if place else value
@@ -101,7 +114,7 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
         weights = (rows[0], heads, "sequence", keys)
         outputs += [TensorSpec(f"attentions.{i}", "float32", weights) for i in range(config.num_hidden_layers)]
     if cache is not None:
-        for part_of, axis, into in ((PAST, "past_sequence", inputs), ("present", "total_sequence", outputs)):
+        for part_of, axis, into in ((PAST, "past_sequence", inputs), (PRESENT, "total_sequence", outputs)):
             shape = ("batch", cache.heads, axis, cache.head_size)
             names = (f"{part_of}.{i}.{part}" for i in range(cache.layers) for part in ("key", "value"))
             into.extend(TensorSpec(name, "float32", shape) for name in names)

@@ -204,15 +204,15 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
     heads, kv_heads = e.attribute("num_heads"), e.attribute("kv_num_heads")
     mask, past_key, past_value = e.needed(3), e.input(4), e.input(5)
     q, k, v = biased_projections(e, 6)
-    visible = causal_visibility(e, mask, q)
-    if past_key is None and e.opset >= ATTENTION_OPSET and not e.output_is_read(1):
+    visible = e.once("causal", mask, lambda: causal_visibility(e, mask, q))
+    fused = e.opset >= ATTENTION_OPSET and not e.output_is_read(1)
+    if fused and past_key is None:
         return [e.op("Attention", q, k, v, visible, q_num_heads=heads, kv_num_heads=kv_heads)]
-    if e.opset >= ATTENTION_OPSET and not e.output_is_read(1):
-        out, present_key, present_value = e.ops(
-            "Attention", q, k, v, visible, past_key, past_value,
-            q_num_heads=heads, kv_num_heads=kv_heads, outputs=3,
-        )  # fmt: skip
-        return [out, e.node.outputs[1], present_key, present_value]
+    if fused:
+        rows, visible = group_heads(e, q, visible, heads, kv_heads)
+        k, v = split_heads(e, k, kv_heads), split_heads(e, v, kv_heads)
+        context, present_key, present_value = e.ops("Attention", rows, k, v, visible, past_key, past_value, outputs=3)
+        return [ungroup_heads(e, context, heads, kv_heads), e.node.outputs[1], present_key, present_value]
     present_key, present_value = split_heads(e, k, kv_heads), split_heads(e, v, kv_heads)
     if past_key is not None and past_value is not None:
         present_key = e.op("Concat", past_key, present_key, axis=2)
@@ -220,6 +220,36 @@ def cached_attention(e: Emitter) -> Sequence[ir.Value]:
     keys, values = (_share_heads(e, t, heads, kv_heads) for t in (present_key, present_value))
     context, weights = attention_by_parts(e, split_heads(e, q, heads), keys, values, visible)
     return [context, weights, present_key, present_value]
+
+
+def group_heads(e: Emitter, query: ir.Value, visible: ir.Value, heads: int, kv_heads: int) -> tuple[ir.Value, ir.Value]:
+    """The query heads that share a key head become rows of one query: each key is then read once, and not once a head.
+
+    Query (B, T, N * D) -> (B, K, T * N / K, D); visible (B, 1, T, S) -> (B, 1, T * N / K, S).
+    """
+    groups = heads // kv_heads
+    if groups == 1:
+        return split_heads(e, query, heads), visible
+    parts = e.op("Reshape", query, e.constant([0, 0, kv_heads, groups, -1]))
+    rows = e.op(
+        "Reshape", e.op("Transpose", parts, perm=[0, 2, 1, 3, 4]), e.constant([0, kv_heads, -1, q_head_size(e)])
+    )
+    return rows, e.once("grouped", visible, lambda: _group_mask(e, visible, groups))
+
+
+def _group_mask(e: Emitter, visible: ir.Value, groups: int) -> ir.Value:
+    repeated = e.op("Expand", e.op("Unsqueeze", visible, e.constant([3])), e.constant([1, 1, 1, groups, 1]))
+    shape = e.op("Concat", e.constant([0, 1, -1]), e.op("Shape", visible, start=3, end=4), axis=0)
+    return e.op("Reshape", repeated, shape)
+
+
+def ungroup_heads(e: Emitter, context: ir.Value, heads: int, kv_heads: int) -> ir.Value:
+    """(B, K, T * N / K, D) -> (B, T, N * D): the opposite of `group_heads`."""
+    groups = heads // kv_heads
+    if groups == 1:
+        return e.op("Reshape", e.op("Transpose", context, perm=[0, 2, 1, 3]), e.constant([0, 0, -1]))
+    parts = e.op("Reshape", context, e.constant([0, kv_heads, -1, groups, q_head_size(e)]))
+    return e.op("Reshape", e.op("Transpose", parts, perm=[0, 2, 1, 3, 4]), e.constant([0, 0, -1]))
 
 
 def last_position(e: Emitter) -> Sequence[ir.Value]:

@@ -16,7 +16,7 @@ from torch import nn
 from pinnace.compare import GATES, Difference, difference
 from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
-from pinnace.export.cases import Case, alone, real_part
+from pinnace.export.cases import Case, alone, first_tokens, real_part
 from pinnace.export.interface import PAST, Interface
 from pinnace.runtime.ort import plain_session
 from pinnace.spec import TensorSpec
@@ -125,10 +125,12 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
 def _comparable(interface: Interface, case: Case) -> list[TensorSpec]:
     """Outputs whose layout the target shares with the reference on this case.
 
-    Where rows have histories of different length, an in-place cache keeps each row's keys together and the reference
-    appends them after the longest, so only what is computed from them can be compared.
+    Where rows have histories of different length, a shared buffer keeps each row's keys together and the reference
+    appends them after the longest, so only what is computed from them can be compared. For a cache of fixed capacity
+    the reference's keys are put in the same places.
     """
-    ragged = len(set(case.past)) > 1 and interface.cache is not None and interface.cache.in_place
+    cache = interface.cache
+    ragged = len(set(case.past)) > 1 and cache is not None and cache.in_place and not cache.fixed
     return [spec for spec in interface.outputs if not (ragged and spec.name.startswith("present"))]
 
 
@@ -139,13 +141,13 @@ def _merge(into: dict[str, Difference], name: str, found: Difference) -> None:
 def _splits(case: Case, interface: Interface) -> bool:
     """Whether rows of the case can be run alone: several, padded on the right, and no fixed shapes or choices."""
     flat = case.inputs["input_ids"].ndim == 2
-    return flat and len(case.real) > 1 and case.padding == "right" and not interface.options.static
+    return flat and len(case.real) > 1 and case.padding == "right" and interface.free_tokens
 
 
 def _steps(case: Case, interface: Interface) -> bool:
     """Whether the case can be fed in two steps: one row without padding, longer than the first step, free shapes."""
     one_row = case.past and len(case.real) == 1 and case.padding == "none"
-    return bool(one_row) and case.real.shape[1] > FIRST_STEP and not interface.options.static
+    return bool(one_row) and case.real.shape[1] > FIRST_STEP and interface.free_tokens
 
 
 def _compare_rows(
@@ -178,9 +180,7 @@ def _compare_steps(
 ) -> None:
     """Feed a row in two steps through the cache; the last logits must be those of the row in one step."""
     first = FIRST_STEP
-    tokens = case.inputs["input_ids"].shape[1]
-    cut = {n: a if n.startswith(PAST) else a[:, : a.shape[1] - (tokens - first)] for n, a in case.inputs.items()}
-    half = run({name: np.ascontiguousarray(array) for name, array in cut.items()})
+    half = run(first_tokens(case.inputs, first))
     rest = {n: a if n == "attention_mask" else a[:, first:] for n, a in case.inputs.items() if not n.startswith(PAST)}
     rest |= {n.replace("present", PAST): half[n] for n in half if n.startswith("present")}
     got = run({name: np.ascontiguousarray(array) for name, array in rest.items()})

@@ -87,7 +87,8 @@ class TensorSpec:
 class CacheSpec:
     """The key/value cache of a decoder: ``layers`` pairs of ``[batch, heads, past, head_size]``.
 
-    ``in_place`` is true where the graph writes new keys into the buffer it was given (past and present share it).
+    ``in_place`` is true where the graph writes new keys into the buffer it was given (past and present share it), and
+    ``fixed`` where that buffer has ``capacity`` tokens in every run.
     """
 
     layers: int
@@ -95,6 +96,7 @@ class CacheSpec:
     head_size: int
     capacity: int
     in_place: bool
+    fixed: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -49,9 +49,10 @@ class Decoder:
                 "export the model with --task text-generation"
             )
         for spec in manifest.inputs:
-            # Heads and head size are facts of the model; rows and tokens must be free.
-            free = (spec.shape[0], spec.shape[2 if len(spec.shape) == 4 else 1])
-            if any(isinstance(axis, int) for axis in free):
+            # Heads and head size are facts of the model, and so may be the capacity; rows and tokens must be free.
+            new = spec.name in ("input_ids", "position_ids")
+            tokens = spec.shape[2 if len(spec.shape) == 4 else 1]
+            if isinstance(spec.shape[0], int) or (isinstance(tokens, int) and (new or not manifest.cache.fixed)):
                 raise UsageError(
                     f"{spec.name} has the fixed shape {list(spec.shape)}; export without --static to generate"
                 )
@@ -97,7 +98,8 @@ class Decoder:
         """
         spec = self.spec
         sets = 1 if spec.in_place else 2
-        numbers = 2 * sets * spec.layers * spec.heads * spec.head_size * tokens * rows
+        slots = spec.capacity if spec.fixed else tokens
+        numbers = 2 * sets * spec.layers * spec.heads * spec.head_size * slots * rows
         needed = numbers * np.dtype(self.cache_dtype).itemsize + rows * self.vocabulary * 4
         if self.session.memory is not None and needed > self.session.memory:
             raise InputError(

@@ -19,7 +19,8 @@ MAX_HOLES: Final = 64
 
 def make_cache(spec: CacheSpec, dtype: str, device: str, rows: int, tokens: int = 0) -> Cache:
     """Make an empty cache of the kind that the graph takes; the arguments are those of `Cache`."""
-    return (SharedCache if spec.in_place else GrowingCache)(spec, dtype, device, rows, tokens)
+    kind = FixedCache if spec.fixed else SharedCache if spec.in_place else GrowingCache
+    return kind(spec, dtype, device, rows, tokens)
 
 
 class SharedCache(Cache):
@@ -50,6 +51,10 @@ class SharedCache(Cache):
         if tokens > 1 or self.device != "cpu":
             width = tokens if not self.lengths.any() else int(totals.max())
             return (np.arange(width) < totals[:, None]).astype(np.int64)
+        return self._wide_mask(totals)
+
+    def _wide_mask(self, totals: Array) -> Array:
+        """One mask as wide as the buffer, kept from step to step; after most steps one place of each row changes."""
         if self._mask.shape != (self.rows, self._capacity):
             self._mask = np.zeros((self.rows, self._capacity), np.int64)
             self._filled = np.zeros(self.rows, np.int64)
@@ -108,11 +113,9 @@ class SharedCache(Cache):
 
     def _resize(self, rows: int, tokens: int) -> None:
         """Give the buffers at least ``rows`` rows of at least ``tokens`` tokens, keeping what they hold."""
-        # A step's mask must be wider than its one token, or the graph would take the step for a prompt.
-        wanted = max(tokens, 2)
-        if rows <= self._most_rows and wanted <= self._capacity:
+        capacity = max(self._capacity, self._capacity_for(tokens))
+        if rows <= self._most_rows and capacity == self._capacity:
             return
-        capacity = max(self._capacity, min(-(-wanted // BLOCK) * BLOCK, max(self.spec.capacity, 2)))
         most = max(rows, self._most_rows)
         old, shape = self._stores, (most, self.spec.heads, capacity, self.spec.head_size)
         made = []
@@ -126,6 +129,22 @@ class SharedCache(Cache):
             made.append(store)
         self._stores, self._most_rows, self._capacity = made, most, capacity
         self.version += 1
+
+    def _capacity_for(self, tokens: int) -> int:
+        # A step's mask must be wider than its one token, or the graph would take the step for a prompt.
+        wanted = max(tokens, 2)
+        return min(-(-wanted // BLOCK) * BLOCK, max(self.spec.capacity, 2))
+
+
+class FixedCache(SharedCache):
+    """A shared buffer of the one capacity that the graph takes; the mask has a place for each of its slots."""
+
+    def mask(self, counts: Array, tokens: int) -> Array:
+        """Ones for each row's tokens, the new ones too."""
+        return self._wide_mask(self.lengths + counts)
+
+    def _capacity_for(self, tokens: int) -> int:
+        return self.spec.capacity
 
 
 class GrowingCache(Cache):

@@ -37,9 +37,12 @@ BUNDLES: dict[str, dict[str, Any]] = {
     "onnx": {"target": "onnx"},
     "ort-all": {"target": "ort", "all_logits": True},
     "onnx-all": {"target": "onnx", "all_logits": True},
+    "static": {"target": "onnx", "opset": 24, "static": {"capacity": LENGTH}},
+    "static-all": {"target": "onnx", "opset": 24, "static": {"capacity": LENGTH}, "all_logits": True},
     "other": {"target": "ort"},
     "apertus-ort": {"target": "ort"},
     "apertus-onnx": {"target": "onnx"},
+    "apertus-static": {"target": "onnx", "opset": 24, "static": {"capacity": 512}},
     "apertus-ort-all": {"target": "ort", "all_logits": True},
 }
 MakeBundle = Callable[[str], Path]

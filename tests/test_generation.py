@@ -17,7 +17,7 @@ from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, ful
 __all__ = ["decoder_of", "opened"]
 
 TARGETS = ["ort", "onnx"]
-EVERY = ["ort", "onnx", "ort-all", "onnx-all"]
+EVERY = ["ort", "onnx", "static", "ort-all", "onnx-all", "static-all"]
 COUNT = 24
 every_bundle = pytest.mark.parametrize("name", EVERY)
 every_target = pytest.mark.parametrize("name", TARGETS)
@@ -192,7 +192,7 @@ def test_scores_do_not_depend_on_how_the_text_is_cut(
 ) -> None:
     row = np.concatenate(rows)
     want = opened.generator("ort").score([row])[0]
-    for name in ("ort-all", "onnx-all", "onnx"):
+    for name in ("ort-all", "onnx-all", "static-all", "onnx"):
         for size in (1 << 20, 7 * 4 * VOCABULARY):
             monkeypatch.setattr(decoder_module, "LOGITS_BYTES", size)
             monkeypatch.setattr("pinnace.runtime.generation.LOGITS_BYTES", size)

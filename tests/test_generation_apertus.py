@@ -17,7 +17,7 @@ from tests.generation_bundles import Opened, decoder_of, opened
 __all__ = ["decoder_of", "opened"]
 
 COUNT = 64
-every_form = pytest.mark.parametrize("name", ["apertus-ort", "apertus-onnx", "apertus-ort-all"])
+every_form = pytest.mark.parametrize("name", ["apertus-ort", "apertus-onnx", "apertus-static", "apertus-ort-all"])
 ALWAYS: dict[str, Any] = {"max_new_tokens": COUNT, "min_new_tokens": COUNT}
 Recorded = dict[str, dict[str, Any]]
 

@@ -58,7 +58,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
 ]
 
 
-@pytest.mark.parametrize("name", ["ort", "onnx"])
+@pytest.mark.parametrize("name", ["ort", "onnx", "static"])
 @pytest.mark.parametrize(("given", "options", "error", "text"), BAD, ids=[f"{i}" for i in range(len(BAD))])
 def test_bad_input_is_refused_before_anything_runs(
     opened: Opened, name: str, given: Any, options: dict[str, Any], error: type[Exception], text: str
@@ -96,7 +96,7 @@ def test_stop_strings_need_a_tokenizer(opened: Opened) -> None:
         Generator(opened.session("ort")).generate([[3]], stop_strings=["a"])
 
 
-@pytest.mark.parametrize("name", ["ort", "onnx"])
+@pytest.mark.parametrize("name", ["ort", "onnx", "static"])
 def test_cancelled_within_a_token_and_what_is_there_is_kept(opened: Opened, name: str) -> None:
     generator = opened.generator(name)
     rows = prompts(5, 9)

@@ -23,7 +23,12 @@ __all__ = ["decoder_of", "opened"]
 
 Array = np.ndarray[Any, Any]
 COUNT = 16
-every_kind = pytest.mark.parametrize("in_place", [True, False], ids=["shared", "growing"])
+KINDS: dict[str, dict[str, bool]] = {
+    "shared": {"in_place": True},
+    "fixed": {"in_place": True, "fixed": True},
+    "growing": {"in_place": False},
+}
+every_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @pytest.fixture(autouse=True)
@@ -46,8 +51,8 @@ class DeviceStore(Store):
         return super().read().copy()
 
 
-def spec(*, in_place: bool) -> CacheSpec:
-    return CacheSpec(layers=1, heads=2, head_size=2, capacity=100, in_place=in_place)
+def spec(kind: str) -> CacheSpec:
+    return CacheSpec(layers=1, heads=2, head_size=2, capacity=100, **KINDS[kind])
 
 
 def state(length: int, number: float) -> list[Array]:
@@ -67,10 +72,10 @@ def holds(cache: Cache, numbers: list[tuple[int, float]]) -> bool:
 
 @every_kind
 @pytest.mark.parametrize("device", [False, True], ids=["cpu", "device"])
-def test_rows_enter_leave_move_and_grow(monkeypatch: pytest.MonkeyPatch, in_place: bool, device: bool) -> None:
+def test_rows_enter_leave_move_and_grow(monkeypatch: pytest.MonkeyPatch, kind: str, device: bool) -> None:
     if device:
         monkeypatch.setattr(kvcache_base, "Store", DeviceStore)
-    cache = make_cache(spec(in_place=in_place), "float32", "cpu", 0)
+    cache = make_cache(spec(kind), "float32", "cpu", 0)
     cache.load([state(3, 1), state(20, 2)])
     cache.load([state(1, 3)])
     assert holds(cache, [(3, 1), (20, 2), (1, 3)])
@@ -91,8 +96,8 @@ def test_rows_enter_leave_move_and_grow(monkeypatch: pytest.MonkeyPatch, in_plac
 
 
 @every_kind
-def test_the_models_limit_is_named(in_place: bool) -> None:
-    cache = make_cache(spec(in_place=in_place), "float32", "cpu", 0)
+def test_the_models_limit_is_named(kind: str) -> None:
+    cache = make_cache(spec(kind), "float32", "cpu", 0)
     cache.load([state(90, 1), state(1, 2)])
     cache.reserve(10)
     with pytest.raises(InputError, match=r"101 tokens, the model takes 100"):
@@ -105,7 +110,7 @@ def test_too_large_buffers_are_an_error_of_the_machine() -> None:
         Store(1 << 60, "float32", "cpu")
 
 
-@pytest.mark.parametrize("name", ["ort", "onnx", "ort-all", "onnx-all"])
+@pytest.mark.parametrize("name", ["ort", "onnx", "static", "ort-all", "onnx-all", "static-all"])
 def test_a_prefix_changes_nothing_but_the_work(opened: Opened, name: str) -> None:
     session = opened.session("ort")
     start = prompts(40)[0]
