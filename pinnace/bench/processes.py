@@ -16,7 +16,7 @@ from pinnace.bench.machine import Energy, Usage
 from pinnace.bench.plan import PROGRAM, CandidatePlan, PointPlan
 
 _WORKER: Final = ("-m", "pinnace.bench.worker")
-_LIMIT_SECONDS: Final = 0.05
+_LIMIT_SECONDS: Final = 0.15
 _IDLE_SECONDS: Final = 1.0
 
 

@@ -227,6 +227,7 @@ def _accuracies(plan: Plan, raw: Raw) -> tuple[dict[str, Accuracy], dict[str, bo
         except CheckFailed as error:
             checks[f"{label}: {error}"] = False
             continue
-        if candidate is not reference:
+        # Another bundle may be another model; its agreement is told, and is no error.
+        if candidate is not reference and candidate.bundle is reference.bundle:
             checks[label] = agrees(found[candidate.name], candidate.precision)
     return found, checks
