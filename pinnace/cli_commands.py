@@ -9,7 +9,7 @@ from typing import Final
 from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_seconds, as_words
 from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_share, as_sizes
 from pinnace.cli_inputs import LINES
-from pinnace.spec import PRECISIONS, TARGETS
+from pinnace.spec import AUTO, PRECISIONS, TARGETS
 
 EXPORT_PRECISIONS: Final = ("fp32", "fp16")
 LAYOUTS: Final = ("flat", "hub")
@@ -79,7 +79,7 @@ _ROWS: Final = (
                  repeated=True),
             Flag("block", "inputs that share a scale, where weights are in blocks", "N", convert=as_count),
             Flag("full-range", "eight-bit weights in integer products, for processors with exact int8 sums only"),
-            Flag("calibration", f"how the int8-qdq schemes find ranges: {', '.join(CALIBRATIONS)}; by default the last",
+            Flag("calibration", f"how the int8-qdq schemes find ranges: {', '.join(CALIBRATIONS)}; by default the first",
                  choices=CALIBRATIONS),
             Flag("allow-degraded", "write a variant that misses its gate; the manifest says so"),
             _THREADS,
@@ -114,7 +114,8 @@ _ROWS: Final = (
             Flag("candidate-labels", "labels of zero-shot classification: a,b,c or @FILE with one a line", "LABELS"),
             Flag("option", "an option of the pipeline's call, such as top_k=3; give it once for each", "K=V",
                  repeated=True),
-            Flag("precision", "which variant; by default fp32", choices=PRECISIONS),
+            Flag("precision", "which variant; by default fp32; auto: the best verified one for this machine",
+                 choices=(*PRECISIONS, AUTO)),
             _DEVICE,
             _THREADS,
             Flag("replicas", "batches that run at once; by default one a thread for lines, one for one input", "N",

@@ -12,7 +12,7 @@ import onnx_ir as ir
 from pinnace.errors import UsageError
 from pinnace.quantize.projections import find_groups, find_tables
 from pinnace.quantize.recipe import HALF, KEEP, QDQ, Recipe, selected
-from pinnace.quantize.thresholds import USUAL
+from pinnace.quantize.thresholds import MIN_MAX
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +61,7 @@ class Scheme:
             block: inputs that share a scale, in place of the scheme's own.
             keep: shell patterns of weights that stay as they are.
             only: shell patterns of the weights that alone may change.
-            calibration: key of `thresholds.METHODS`; None takes the usual one.
+            calibration: key of `thresholds.METHODS`; None takes min-max.
 
         Raises:
             UsageError: a pattern that fits nothing, or a method of calibration where none is used.
@@ -79,7 +79,7 @@ class Scheme:
             block=block or self.block,
             rounding=self.rounding,
             smoothing=self.smoothing,
-            calibration=calibration or USUAL,
+            calibration=calibration or MIN_MAX,
         )
 
     @property
