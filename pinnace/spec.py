@@ -20,6 +20,9 @@ CERTIFICATE_NAME: Final = "certificate.json"
 NOT_VALIDATED: Final = "not validated"  # verdict on a variant that was compared with nothing
 GOLDEN_NAME: Final = "golden.npz"
 MANIFEST_FORMAT: Final = 1
+AUTO: Final = "auto"  # in place of a precision: the best variant for the device at hand
+CHOSEN_BY_AUTO: Final = "chosen_by_auto"  # certificate: the fastest of several that were measured
+EXACT_INT8_DOT: Final = "exact-int8-dot"  # a variant's need: sums of int8 products that do not saturate
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 TARGETS: Final = ("ort", "onnx")
 # Layout -> precision -> name of the graph's file; the hub's names are those of transformers.js.

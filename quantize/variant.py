@@ -13,10 +13,9 @@ from pinnace.quantize.observed import Observed
 from pinnace.quantize.recipe import QDQ, Recipe, apply, load_graph
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
-from pinnace.spec import GRAPH_NAMES, Variant
+from pinnace.spec import EXACT_INT8_DOT, GRAPH_NAMES, Variant
 
 REFERENCE: Final = "fp32"
-EXACT_DOT: Final = "exact-int8-dot"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +73,7 @@ def write_variant(
         (f"{name}_data",),
         islands=applied.islands,
         scheme=scheme,
-        needs=(EXACT_DOT,) if whole else (),
+        needs=(EXACT_INT8_DOT,) if whole else (),
         made_on=f"{cpu.machine} {' '.join(cpu.features)}".strip(),
     )
     return Written(variant, path.stat().st_size + weights.stat().st_size, applied.decisions)

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from pinnace.errors import BundleError, unknown_word
 from pinnace.runtime import hygiene, integrity, verdicts
-from pinnace.spec import MANIFEST_NAME, PRECISIONS, Manifest, Variant
+from pinnace.spec import AUTO, MANIFEST_NAME, PRECISIONS, Manifest, Variant
 
 MAX_JSON_BYTES: Final = 16 << 20
 _CHECKPOINT_SIGNS: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.ckpt", "*.pt")
@@ -58,24 +58,34 @@ class Bundle:
         return bundle
 
     def variant(self, precision: str | None = None) -> Variant:
-        """Return the variant of a precision; None or ``"auto"`` takes fp32 where present, else the first.
+        """Return the variant of a precision; None takes fp32 where present, else the first; ``"auto"`` as `precision`.
 
         Raises:
             UsageError: the bundle has no such variant; the text lists those it has.
         """
         return self.manifest.variants[self.precision(precision)]
 
-    def precision(self, precision: str | None = None) -> str:
-        """Return the precision that `variant` takes.
+    def precision(self, precision: str | None = None, device: str = "cpu") -> str:
+        """Return the precision that a request means.
+
+        Args:
+            precision: a variant; None takes fp32 where present, else the first; ``"auto"`` takes the best verified one
+                for the device on this machine, as `pinnace.runtime.variants` judges.
+            device: where it will run.
 
         Raises:
             UsageError: as `variant`.
+            MachineError: ``"auto"``, and no variant fits.
         """
         variants = self.manifest.variants
-        if precision in (None, "auto"):
+        if precision is None:
             return "fp32" if "fp32" in variants else next(iter(variants))
+        if precision == AUTO:
+            from pinnace.runtime.variants import best_variant  # it runs sessions, which open bundles
+
+            return best_variant(self, device)
         if precision not in variants:
-            raise unknown_word(f"precision of {self.path.name}", str(precision), variants)
+            raise unknown_word(f"precision of {self.path.name}", str(precision), [*variants, AUTO])
         return precision
 
     def graph_path(self, precision: str | None = None) -> Path:

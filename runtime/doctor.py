@@ -15,6 +15,7 @@ from typing import Any, Final, NamedTuple
 
 from pinnace.errors import PinnaceError
 from pinnace.runtime import cpu, threads, verdicts
+from pinnace.spec import EXACT_INT8_DOT
 
 OK: Final = "ok"
 WARN: Final = "warn"
@@ -105,13 +106,14 @@ def processor_findings(processor: cpu.Cpu) -> Iterator[Finding]:
     """Judge a processor by its features."""
     yield Finding(OK, "processor", f"{processor.name} ({', '.join(processor.features) or 'features unknown'})")
     if not processor.known:
-        return
+        return  # a variant that needs a feature warns when it is opened
     if processor.int8_dot() != "exact":
         yield Finding(
             WARN,
             "int8",
             "no integer dot product (VNNI) here: full-range int8 weights saturate and answer wrongly",
-            "use int8 variants with reduced range, which is what pinnace quantize writes by default",
+            "use int8 variants with reduced range, which is what pinnace quantize writes here; those that need "
+            f"{EXACT_INT8_DOT} are refused",
         )
     if processor.machine in ("x86_64", "AMD64") and "avx2" not in processor.features:
         yield Finding(WARN, "processor", "no AVX2: everything runs several times slower", "use a newer machine type")

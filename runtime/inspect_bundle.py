@@ -14,6 +14,7 @@ from pinnace.runtime import hygiene, integrity
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.onnx_graph import GraphModel
 from pinnace.runtime.onnx_reader import read_graph
+from pinnace.runtime.variants import describe_choice
 from pinnace.runtime.verify import certificate_summary, read_certificate
 from pinnace.spec import CERTIFICATE_NAME, TensorSpec, Variant
 from pinnace.units import in_bytes
@@ -52,6 +53,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "cache": None if manifest.cache is None else vars(manifest.cache).copy(),
         "tools": dict(sorted(manifest.tools.items())),
         "variants": {name: _variant(bundle, variant) for name, variant in manifest.variants.items()},
+        "auto": describe_choice(bundle),
         "certificate": _certificate(bundle),
     }
 
@@ -81,6 +83,8 @@ def render(facts: Mapping[str, Any]) -> str:
             lines += [title, "  " + ", ".join(f"{key} {value}" for key, value in facts[title].items())]
     for name, variant in facts["variants"].items():
         lines += ["", *_variant_lines(name, variant)]
+    lines += ["", f"auto takes {facts['auto']['precision'] or 'nothing'} here"]
+    lines += [f"  {name}: {why}" for name, why in facts["auto"]["reasons"].items()]
     if facts["certificate"]:
         lines += ["", "certificate", *(f"  {key}: {value}" for key, value in facts["certificate"].items())]
     lines += ["", "made with", "  " + ", ".join(f"{name} {version}" for name, version in facts["tools"].items())]
@@ -127,6 +131,9 @@ def _variant(bundle: Bundle, variant: Variant) -> dict[str, Any]:
         "layers": operators_by_layer(model),
         "islands": list(variant.islands),
         "degraded": variant.degraded,
+        "scheme": variant.scheme,
+        "needs": list(variant.needs),
+        "made_on": variant.made_on,
     }
 
 
@@ -147,6 +154,9 @@ def _variant_lines(name: str, variant: Mapping[str, Any]) -> Iterable[str]:
     files = ", ".join(f"{file} {in_bytes(size)}" for file, size in variant["files"].items())
     yield f"{name}: target {variant['target']}, opset {variant['opset']}, {variant['parameters']:,} weights{degraded}"
     yield f"  {files}"
+    if variant["scheme"]:
+        needs = f", needs {', '.join(variant['needs'])}" if variant["needs"] else ""
+        yield f"  scheme {variant['scheme']}{needs}, made on {variant['made_on'] or 'an unknown processor'}"
     if variant["islands"]:
         yield f"  in fp32: {', '.join(variant['islands'])}"
     yield f"  {variant['nodes']} nodes: {_counts(variant['operators'])}"

@@ -43,7 +43,7 @@ class Pipeline(abc.ABC, Generic[Options]):
 
     Args:
         bundle: folder of a bundle, or an opened bundle.
-        precision: the variant to run; None takes the bundle's default.
+        precision: the variant to run; None takes the bundle's default, ``"auto"`` the best verified one here.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         threads: threads of all runs together; None takes what the machine grants this process.
         batch_tokens: most tokens in a batch, padding counted; None takes what fits the processor's cache.
@@ -90,7 +90,7 @@ class Pipeline(abc.ABC, Generic[Options]):
             )
         self._arguments: dict[str, Any] = {
             "bundle": str(opened.path),
-            "precision": opened.precision(precision),
+            "precision": opened.precision(precision, device),
             "device": device,
             "threads": threads,
             "batch_tokens": batch_tokens,

@@ -48,7 +48,8 @@ def pipeline(
     Args:
         task: a task's name or alias, as ``"question-answering"`` or ``"qa"``.
         bundle: folder of a bundle, or an opened bundle.
-        precision: the variant to run, as ``"int8"``; None takes the bundle's default.
+        precision: the variant to run, as ``"int8"``; None takes the bundle's default, ``"auto"`` the best
+            verified one here.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:1"``.
         threads: threads of all runs together; None takes what the machine grants this process.
         batch_tokens: most tokens in a batch, padding counted; None takes what fits the processor's cache.

@@ -20,6 +20,7 @@ from pinnace.runtime.finite import check_finite
 from pinnace.runtime.footprint import Footprint, check_memory_limit
 from pinnace.runtime.inputs import Array, check_inputs, example_inputs
 from pinnace.runtime.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
+from pinnace.runtime.needs import check_needs
 from pinnace.runtime.placement import profile_nodes
 from pinnace.spec import TensorSpec
 
@@ -33,7 +34,7 @@ class Session:
 
     Args:
         bundle: an opened bundle.
-        precision: which variant; None takes fp32 where present, else the first.
+        precision: which variant; None takes fp32 where present, else the first; ``"auto"`` the best verified one here.
         device: ``"cpu"``, ``"cuda"`` or ``"cuda:N"``: this one, or an error.
         threads: threads for one run; None takes ``PINNACE_THREADS`` or what the machine grants.
         spin: let idle threads wait busily: a little faster alone, and a waste beside other work.
@@ -42,7 +43,8 @@ class Session:
 
     Raises:
         UsageError: no such precision or device, or a senseless number of threads.
-        MachineError: this machine or this onnxruntime cannot provide the device, or the weights exceed the limit.
+        MachineError: this machine or this onnxruntime cannot provide the device, the processor lacks what the variant
+            needs, or the weights exceed the limit.
         BundleError: the graph is unsafe, damaged or not the one that the manifest describes.
     """
 
@@ -61,7 +63,7 @@ class Session:
         self._settings: dict[str, Any] = {
             "path": bundle.path,
             "verify": bundle.verified,
-            "precision": bundle.precision(precision),
+            "precision": bundle.precision(precision, device),
             "device": device,
             "threads": threads,
             "spin": spin,
@@ -210,6 +212,7 @@ class Session:
         with self._lock:
             if self._native is None:
                 bundle = self._bundle or Bundle.open(self._settings["path"], verify=self._settings["verify"])
+                check_needs(self.precision, bundle.variant(self.precision), bundle.path.name)
                 if not bundle.verified:
                     graph = bundle.variant(self.precision).graph
                     hygiene.check_graph(bundle.path, graph, bundle.manifest.files)

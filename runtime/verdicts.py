@@ -56,15 +56,21 @@ def remember(folder: Path, identities: Mapping[str, Identity], started_ns: int) 
     newest = max((max(i.mtime, i.ctime) for i in identities.values()), default=0)
     if place is None or newest > started_ns - FRESH_NS:
         return
+    write_private(place, json.dumps(_record(folder, identities)))
+
+
+def write_private(place: Path, text: str) -> None:
+    """Write a file that only this user can read, whole or not at all; where that cannot be, nothing happens."""
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=".verdict-")
+        handle, name = tempfile.mkstemp(dir=place.parent, prefix=".new-")
         try:
             with os.fdopen(handle, "w", encoding="utf-8") as file:
-                json.dump(_record(folder, identities), file)
+                file.write(text)
             Path(name).replace(place)
-        except OSError:
+        except BaseException:
             Path(name).unlink(missing_ok=True)
+            raise
 
 
 def now_ns() -> int:
