@@ -1,0 +1,179 @@
+"""Variants on other machines: needs that are refused or warned of, what ``auto`` takes and why, cards, exports."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pinnace.errors import MachineError, UsageError
+from pinnace.runtime import cpu, needs, speeds
+from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.cpu import Cpu
+from pinnace.runtime.inspect_bundle import describe, render
+from pinnace.runtime.session import Session, load
+from pinnace.runtime.variants import best_variant, judge_variants
+from pinnace.runtime.verify import verify_bundle
+from pinnace.spec import EXACT_INT8_DOT, CacheSpec, FileFact, Variant
+from tests.tiny_bundle import example, make_bundle, write_manifest
+
+EXACT = Cpu("GenuineIntel", "a new Xeon", "x86_64", ("avx2", "avx512_vnni"), known=True)
+SATURATING = Cpu("AuthenticAMD", "an old EPYC", "x86_64", ("avx2",), known=True)
+UNREAD = Cpu("", "a closed box", "x86_64", (), known=False)
+PASSED = {"verdict": "passed"}
+INTEGERS = {**PASSED, "recipe": {"groups": {"a": "fixed", "b": "token", "c": "keep"}}}
+WEIGHTS = {**PASSED, "recipe": {"groups": {"a": "blocks8", "b": "blocks8"}}}
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+def int8(folder: Path, record: Mapping[str, Any] = INTEGERS, **fields: Any) -> Path:
+    """A bundle with an int8 variant that is a copy of fp32's graph, described as told."""
+    make_bundle(folder)
+    (folder / "model_int8.onnx").write_bytes((folder / "model.onnx").read_bytes())
+    certificate = {"variants": {"fp32": {**PASSED, "cases": ["a"]}, "int8": dict(record)}}
+    (folder / "certificate.json").write_text(json.dumps(certificate))
+    variant = Variant("ort", 21, "model_int8.onnx", ("model.safetensors",), **fields)
+    write_manifest(folder, lambda data: data["variants"].update(int8=dataclasses.asdict(variant)))
+    return folder
+
+
+def on(monkeypatch: pytest.MonkeyPatch, processor: Cpu) -> None:
+    monkeypatch.setattr(cpu, "read_cpu", lambda *_: processor)
+    monkeypatch.setattr("pinnace.runtime.variants.read_cpu", lambda *_: processor)
+
+
+def test_a_variant_for_another_processor_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = int8(tmp_path / "tiny", needs=(EXACT_INT8_DOT,), made_on="x86_64 avx512_vnni")
+    on(monkeypatch, SATURATING)
+    with pytest.raises(MachineError) as caught:
+        load(path, "int8")
+    text = str(caught.value)
+    assert caught.value.exit_code == 5
+    for word in (EXACT_INT8_DOT, "an old EPYC", "x86_64 avx512_vnni", "pinnace quantize tiny --precision int8"):
+        assert word in text
+    load(path)  # fp32 needs nothing
+    checks = {check.name: check for check in verify_bundle(path).checks}
+    assert checks["numbers int8"].exit_code == 5
+    assert EXACT_INT8_DOT in checks["numbers int8"].detail
+    on(monkeypatch, EXACT)
+    assert load(path, "int8").run(example(1, 3))["last_hidden_state"].shape == (1, 3, 4)
+
+
+def test_a_processor_that_cannot_be_read_is_warned_of(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = int8(tmp_path / "tiny", needs=(EXACT_INT8_DOT,))
+    on(monkeypatch, UNREAD)
+    with pytest.warns(RuntimeWarning, match=r"exact-int8-dot.*a closed box.*pinnace verify tiny"):
+        load(path, "int8")
+
+
+def test_a_need_from_the_future_is_refused(tmp_path: Path) -> None:
+    path = int8(tmp_path / "tiny", needs=("quantum-dot",))
+    with pytest.raises(MachineError, match=r"quantum-dot .unknown to this Pinnace; update it"):
+        load(path, "int8")
+
+
+def test_variants_without_needs_read_no_processor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def never(*_: Any) -> Cpu:
+        raise AssertionError("the processor was read")
+
+    path = int8(tmp_path / "tiny")
+    monkeypatch.setattr(cpu, "read_cpu", never)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load(path, "int8")
+    with pytest.raises(AssertionError, match="was read"):
+        needs.check_needs("int8", Variant("ort", 21, "g", (), needs=(EXACT_INT8_DOT,)), "tiny")
+
+
+@pytest.mark.parametrize(
+    ("record", "fields", "processor", "chosen", "reason"),
+    [
+        (INTEGERS, {}, SATURATING, "int8", "products are of integers"),
+        (WEIGHTS, {}, SATURATING, "fp32", "makes no encoder faster"),
+        ({**WEIGHTS, "chosen_by_auto": True}, {}, SATURATING, "int8", "quantize --auto chose it"),
+        (INTEGERS, {"needs": (EXACT_INT8_DOT,)}, EXACT, "int8", "products are of integers"),
+        (INTEGERS, {"needs": (EXACT_INT8_DOT,)}, SATURATING, "fp32", "an old EPYC lacks"),
+        (INTEGERS, {"needs": (EXACT_INT8_DOT,)}, UNREAD, "fp32", "cannot be told"),
+        ({**INTEGERS, "chosen_by_auto": True}, {"degraded": True}, EXACT, "fp32", "missed its gate"),
+        ({**INTEGERS, "verdict": "missed: f1"}, {}, EXACT, "fp32", "not verified: missed: f1"),
+        ({}, {}, EXACT, "fp32", "not verified"),
+    ],
+)
+def test_auto_chooses_by_evidence(
+    tmp_path: Path, record: Mapping[str, Any], fields: dict[str, Any], processor: Cpu, chosen: str, reason: str
+) -> None:
+    bundle = Bundle.open(int8(tmp_path / "tiny", record, **fields))
+    assert best_variant(bundle, cpu=processor) == chosen
+    reasons = {judgement.precision: judgement.why for judgement in judge_variants(bundle, cpu=processor)}
+    assert set(reasons) == {"fp32", "int8"}
+    assert reason in reasons["int8"]
+    assert best_variant(bundle, "cuda:0", processor) == "fp32"
+
+
+@pytest.mark.parametrize(("speedup", "chosen"), [(0.9, "fp32"), (1.02, "fp32"), (1.6, "int8")])
+def test_what_was_measured_here_counts_most(tmp_path: Path, speedup: float, chosen: str) -> None:
+    record = {**(INTEGERS if chosen == "fp32" else WEIGHTS), "chosen_by_auto": chosen == "fp32"}
+    bundle = Bundle.open(int8(tmp_path / "tiny", record))
+    speeds.remember(bundle.manifest, "int8", EXACT, speedup)
+    assert best_variant(bundle, cpu=EXACT) == chosen
+    assert f"{speedup:.2f} times" in judge_variants(bundle, cpu=EXACT)[1].why
+    assert best_variant(bundle, cpu=SATURATING) != chosen, "another processor knows nothing of it"
+    # Other files are another variant.
+    other = dataclasses.replace(
+        bundle.manifest, files={**bundle.manifest.files, "model_int8.onnx": FileFact(1, "0" * 64)}
+    )
+    assert speeds.recall(other, "int8", EXACT) is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"format": 1}', '{"format": 1, "speedup": "fast"}',
+                                  '{"format": 1, "speedup": NaN}', '{"format": 9, "speedup": 2}'])  # fmt: skip
+def test_damaged_memories_of_speed_are_none(tmp_path: Path, text: str) -> None:
+    bundle = Bundle.open(int8(tmp_path / "tiny"))
+    speeds.remember(bundle.manifest, "int8", EXACT, 1.5)
+    (place,) = (tmp_path / "cache/pinnace/speeds").iterdir()
+    assert place.stat().st_mode & 0o077 == 0
+    place.write_text(text)
+    assert speeds.recall(bundle.manifest, "int8", EXACT) is None
+
+
+def test_decoders_take_the_fewest_bytes_and_gpus_fp16(tmp_path: Path) -> None:
+    opened = Bundle.open(int8(tmp_path / "tiny", WEIGHTS))
+    manifest = opened.manifest
+    decoder = dataclasses.replace(manifest, cache=CacheSpec(1, 1, 4, 16, in_place=True))
+    assert best_variant(Bundle(opened.path, decoder, verified=True), cpu=EXACT) == "int8"
+    half = dataclasses.replace(manifest, variants={"fp16": manifest.variants["fp32"], **manifest.variants})
+    bundle = Bundle(opened.path, half, verified=True)
+    assert best_variant(bundle, cpu=EXACT) == "fp32"
+    certificate = json.loads((opened.path / "certificate.json").read_text())
+    certificate["variants"]["fp16"] = PASSED
+    (opened.path / "certificate.json").write_text(json.dumps(certificate))
+    assert best_variant(bundle, cpu=EXACT) == "fp32"
+    assert best_variant(bundle, "cuda", EXACT) == "fp16"
+    alone = dataclasses.replace(manifest, variants={"fp16": manifest.variants["fp32"]})
+    with pytest.raises(MachineError, match=r"no variant of tiny fits cpu(.|\n)*fp16 is slower"):
+        best_variant(Bundle(opened.path, alone, verified=True), cpu=EXACT)
+
+
+def test_auto_from_the_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = int8(tmp_path / "tiny", scheme="int8", made_on="x86_64 avx2")
+    on(monkeypatch, SATURATING)
+    assert load(path, "auto").precision == "int8"
+    assert load(path).precision == Session(Bundle.open(path), None).precision == "fp32"
+    with pytest.raises(UsageError, match="auto"):
+        load(path, "atuo")
+    facts = describe(path)
+    assert facts["auto"]["precision"] == "int8"
+    assert facts["variants"]["int8"]["scheme"] == "int8"
+    shown = render(facts)
+    assert "auto takes int8 here" in shown
+    assert "scheme int8, made on x86_64 avx2" in shown
+    assert json.loads(json.dumps(facts)) == facts
