@@ -183,10 +183,10 @@ def minilm_folder() -> Path:
     return Path(found.origin).parent / "model"
 
 
-def export_minilm(checkpoint: Path, output: Path) -> Path:
-    """Export all-MiniLM-L6-v2 in a process of its own, so that this one stays small."""
+def export_minilm(checkpoint: Path, output: Path, *more: str) -> Path:
+    """Export all-MiniLM-L6-v2 in a process of its own, so that this one stays small; ``more`` are further flags."""
     words: list[str | Path] = ["pinnace", "export", checkpoint, "--task", "embed", "-o", output, "--no-validate", "-q"]
-    run_child([sys.executable, "-m", *words], threads=len(affinity()))
+    run_child([sys.executable, "-m", *words, *more], threads=len(affinity()))
     return output
 
 

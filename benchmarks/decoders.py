@@ -1,4 +1,4 @@
-"""The programs that `decoding` measures, each as a server that loads once and answers requests."""
+"""The programs that the benchmarks of decoding measure, each as a server that loads once and answers requests."""
 
 from __future__ import annotations
 
@@ -27,9 +27,12 @@ def main() -> int:
     made.add_argument("--model", type=Path)
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--shape")
+    made.add_argument("--precision", default="fp32")
     arguments = made.parse_args()
     if arguments.shape:
-        build_genai(json.loads(arguments.shape), arguments.model)
+        build_genai(json.loads(arguments.shape), arguments.model, arguments.precision)
+    elif arguments.precision != "fp32" and arguments.name in (ORT, ONNX):
+        serve(Pinnace(arguments.model, arguments.threads, arguments.precision))
     else:
         serve(LOADERS[arguments.name](arguments.model, arguments.threads))
     return 0
@@ -79,11 +82,11 @@ def prompt_ids(size: int, vocabulary: int, seed: int = 0) -> list[int]:
 class Pinnace:
     """The bundle's generator, greedy; no token ends a row."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, precision: str = "fp32") -> None:
         import pinnace
         from pinnace.runtime.generation import Generator
 
-        self.generator = Generator(pinnace.load(model, threads=threads))
+        self.generator = Generator(pinnace.load(model, precision=precision, threads=threads))
         self.vocabulary = self.generator.decoder.vocabulary
         self.options: dict[str, Any] = {"eos_token_id": ()}
 
@@ -218,8 +221,8 @@ class GenAI:
             seen(int(generator.get_next_tokens()[0]))
 
 
-def build_genai(shape: dict[str, int], folder: Path) -> None:
-    """Write a Qwen3 of as many weights, gated where Apertus is not, and let GenAI's builder make its fp32 graph."""
+def build_genai(shape: dict[str, int], folder: Path, precision: str) -> None:
+    """Write a Qwen3 of as many weights, gated where Apertus is not, and let GenAI's builder make its graph."""
     import torch
     from tokenizers import Tokenizer, models
     from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
@@ -235,7 +238,7 @@ def build_genai(shape: dict[str, int], folder: Path) -> None:
     words = {f"w{number}": number for number in range(shape["vocab_size"])}
     tokenizer = Tokenizer(models.WordLevel(words, unk_token="w0"))  # noqa: S106 - a token of text
     PreTrainedTokenizerFast(tokenizer_object=tokenizer).save_pretrained(folder / "hf")
-    flags = ["-i", folder / "hf", "-o", folder / "onnx", "-p", "fp32", "-e", "cpu", "-c", folder / "cache"]
+    flags = ["-i", folder / "hf", "-o", folder / "onnx", "-p", precision, "-e", "cpu", "-c", folder / "cache"]
     subprocess.run([sys.executable, "-m", "onnxruntime_genai.models.builder", *map(str, flags)], check=True)
 
 
