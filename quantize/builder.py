@@ -5,59 +5,38 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 
 from pinnace.card import model_card
-from pinnace.errors import CheckFailed, UsageError, unknown_word
+from pinnace.errors import CheckFailed, UsageError
 from pinnace.publishing import copy_file, file_facts, publishing
 from pinnace.quantize.examples import Examples, read_examples, split
 from pinnace.quantize.latency import Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
+from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes
+from pinnace.quantize.resume import Kept, resuming
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.search import Attempt, satisfy
-from pinnace.quantize.thresholds import METHODS
 from pinnace.quantize.variant import REFERENCE
 from pinnace.quantize.workshop import Progress, Workshop
+from pinnace.runtime import speeds
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu, read_cpu
 from pinnace.runtime.golden import read_golden
 from pinnace.runtime.session import Session
 from pinnace.runtime.verify import read_certificate
-from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, MANIFEST_NAME, Manifest, golden_name
+from pinnace.spec import CERTIFICATE_NAME, CHOSEN_BY_AUTO, GOLDEN_NAME, MANIFEST_NAME, golden_name
 
-# Precision -> the scheme that a request for it means.
-DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4", "fp16": "fp16"}
-# What --auto tries, by whether the model writes tokens.
-TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
-    False: ("int8", "int8-token", "int8-weights"),
-    True: ("int8", "int8-token", "int8-weights", "int4"),
-}
-MIN_SPEEDUP: Final = 1.2
 TOKENIZER_NAME: Final = "tokenizer.json"
 CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes
 
 
 class _NothingBetterError(Exception):
     """No candidate is worth keeping: the bundle stays as it is."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What a caller asked for; see `quantize`."""
-
-    keep: tuple[str, ...] = ()
-    only: tuple[str, ...] = ()
-    block: int | None = None
-    full_range: bool | None = None
-    calibration: str | None = None
-    allow_degraded: bool = False
-    threads: int | None = None
-    max_drop: float | None = None
-    min_speedup: float = MIN_SPEEDUP
 
 
 def quantize(
@@ -109,50 +88,56 @@ def quantize(
     source = Bundle.open(bundle)
     if REFERENCE not in source.manifest.variants:
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
-    schemes = _schemes(precision, scheme, auto, source.manifest, calibration)
+    schemes = asked_schemes(precision, scheme, auto, source.manifest, calibration)
     settings = Settings(
         tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup
     )
-    examples: Examples | None = None
-    if TOKENIZER_NAME in source.manifest.files:
-        examples = read_examples(Path(data) if data is not None else None, source.manifest.task)
     report: Report | None = None
     with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
-        _copy(source, scratch)
-        work = _Quantization(source, scratch, examples, settings, say)
-        report = work.search(schemes) if auto else work.one(schemes[0])
+        report = quantize_into(scratch, source, schemes, settings, data, auto=auto, say=say)
         if report.chosen is None:
             raise _NothingBetterError
-        work.finish(report.chosen)
     assert report is not None  # every other way out raises
     return dataclasses.replace(report, path=str(output or source.path))
 
 
-def _schemes(
-    precision: str | None, scheme: str | None, auto: bool, manifest: Manifest, calibration: str | None
-) -> list[Scheme]:
-    """The schemes to try, one unless ``auto``."""
-    if scheme is not None and scheme not in SCHEMES:
-        raise unknown_word("scheme", scheme, SCHEMES)
-    if calibration is not None and calibration not in METHODS:
-        raise unknown_word("method of calibration", calibration, METHODS)
-    if precision is not None and precision not in DEFAULTS:
-        raise unknown_word("precision to quantize to", precision, DEFAULTS)
-    if auto and scheme is not None:
-        raise UsageError("--auto chooses the scheme; leave --scheme out, or --auto")
-    if scheme is not None and precision not in (None, SCHEMES[scheme].precision):
-        raise UsageError(f"the scheme {scheme} makes {SCHEMES[scheme].precision}, and --precision asks for {precision}")
-    if not auto:
-        return [SCHEMES[scheme or DEFAULTS[precision or "int8"]]]
-    tried = [SCHEMES[name] for name in TRIED[manifest.cache is not None]]
-    found = [row for row in tried if precision in (None, row.precision)]
-    if not found:
-        words = ", ".join(dict.fromkeys(row.precision for row in tried))
-        raise UsageError(
-            f"--auto times candidates on this processor and tries {words}, got --precision {precision}; "
-            "leave --auto out"
-        )
-    return found
+def quantize_into(
+    scratch: Path,
+    source: Bundle,
+    schemes: Sequence[Scheme],
+    settings: Settings,
+    data: str | Path | None = None,
+    *,
+    auto: bool = False,
+    say: Progress,
+) -> Report:
+    """Copy a bundle into an empty folder and write the chosen variant beside fp32.
+
+    Args:
+        scratch: the folder; where no variant was chosen, what lies in it is of no use.
+        source: the bundle.
+        schemes: what to try; the first alone unless ``auto``.
+        settings: what the caller asked for.
+        data: as for `quantize`.
+        auto: try all schemes and keep the fastest that passes.
+        say: called with a line of text at each stage.
+
+    Raises:
+        PinnaceError: as `quantize`.
+    """
+    path = Path(data) if data is not None else None
+    examples: Examples | None = None
+    if TOKENIZER_NAME in source.manifest.files:
+        examples = read_examples(path, source.manifest.task)
+    _copy(source, scratch)
+    with resuming(source, path, dataclasses.asdict(settings), read_cpu()) as kept:
+        if len(kept):
+            say(f"going on with {len(kept)} results of a run that was interrupted")
+        work = _Quantization(source, scratch, examples, settings, say, kept)
+        report = work.search(list(schemes)) if auto else work.one(schemes[0])
+        if report.chosen is not None:
+            work.finish(report.chosen, by_auto=auto)
+    return report
 
 
 def _copy(source: Bundle, scratch: Path) -> None:
@@ -166,7 +151,7 @@ class _Quantization:
     """One quantization under way."""
 
     def __init__(
-        self, source: Bundle, scratch: Path, examples: Examples | None, settings: Settings, say: Progress
+        self, source: Bundle, scratch: Path, examples: Examples | None, settings: Settings, say: Progress, kept: Kept
     ) -> None:
         self._source, self._scratch, self._settings, self._say = source, scratch, settings, say
         self._cpu: Cpu = read_cpu()
@@ -177,7 +162,7 @@ class _Quantization:
         self._counts = (len(calibration or ()), len(judging or ()))
         self._shop = Workshop(
             source, scratch, calibration, judging,
-            cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, say=say,
+            cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, say=say, kept=kept,
         )  # fmt: skip
 
     def one(self, scheme: Scheme) -> Report:
@@ -206,7 +191,7 @@ class _Quantization:
         why = f"of {len(fit)} that pass, {best.scheme} is the fastest here: {best.speedup:.2f} times fp32"
         return self._report(entries, best, why)
 
-    def finish(self, entry: Entry) -> None:
+    def finish(self, entry: Entry, *, by_auto: bool) -> None:
         """Describe the chosen variant in certificate, card and manifest, and keep what it gives on golden inputs."""
         # The files on disk are those of the last candidate of this precision.
         made = self._shop.write(entry.scheme, entry.precision, entry.candidate.recipe)
@@ -217,11 +202,13 @@ class _Quantization:
         if GOLDEN_NAME in manifest.files:
             _write_golden(bundle, entry.precision, self._settings.threads)
         record = read_certificate(self._source)
-        record["variants"][entry.precision] = candidate_record(entry, self._shop.gate, self._cpu, self._counts)
+        described = candidate_record(entry, self._shop.gate, self._cpu, self._data, self._counts)
+        record["variants"][entry.precision] = {**described, CHOSEN_BY_AUTO: True} if by_auto else described
         (self._scratch / CERTIFICATE_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
         (self._scratch / "README.md").write_text(model_card(bundle.manifest, record), "utf-8")
         facts = dataclasses.replace(bundle.manifest, files=file_facts(self._scratch))
         (self._scratch / MANIFEST_NAME).write_text(facts.to_json(), "utf-8")
+        speeds.remember(facts, entry.precision, self._cpu, entry.speedup)
 
     def _attempt(self, scheme: Scheme) -> Attempt:
         settings = self._settings

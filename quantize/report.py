@@ -151,7 +151,7 @@ def relieved(candidate: Candidate) -> dict[str, str]:
 
 
 def candidate_record(
-    entry: Entry, gate: Callable[[str, str], Sequence[Bound]], cpu: Cpu, counts: tuple[int, int]
+    entry: Entry, gate: Callable[[str, str], Sequence[Bound]], cpu: Cpu, data: str, counts: tuple[int, int]
 ) -> dict[str, Any]:
     """What the certificate says of a variant: its gate, its figures, and what became of every weight."""
     evaluation = entry.candidate.evaluation
@@ -162,7 +162,7 @@ def candidate_record(
         facts.pop(name)
     return {
         **facts,
-        "examples": {"calibrating": counts[0], "judging": counts[1]},
+        "examples": {"source": data, "calibrating": counts[0], "judging": counts[1]},
         "gate": [
             {
                 key: value

@@ -11,6 +11,7 @@ import numpy as np
 import onnx_ir as ir
 
 from pinnace.compare import Bound, Evaluation, miss, task_gate
+from pinnace.errors import BundleError
 from pinnace.quantize.calibration import Activations, observe
 from pinnace.quantize.evaluate import Judge, feeds
 from pinnace.quantize.examples import Examples
@@ -20,11 +21,13 @@ from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.random_inputs import random_feeds
 from pinnace.quantize.recipe import KEEP, Recipe, load_graph
+from pinnace.quantize.resume import Kept
 from pinnace.quantize.variant import REFERENCE, Written, write_variant
+from pinnace.records import build
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
 from pinnace.runtime.ort import plain_session
-from pinnace.spec import FileFact
+from pinnace.spec import FileFact, Variant
 
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
@@ -65,6 +68,7 @@ class Workshop:
         threads: threads of a run; None takes what the machine grants.
         max_drop: the user's largest drop in place of the gate's.
         say: called with a line at each stage.
+        kept: what an interrupted run had found out; None keeps nothing.
     """
 
     def __init__(
@@ -78,10 +82,12 @@ class Workshop:
         threads: int | None,
         max_drop: float | None,
         say: Progress,
+        kept: Kept | None = None,
     ) -> None:
         self.source, self.scratch, self.cpu, self.threads = source, scratch, cpu, threads
         self.bundle = Bundle(scratch, source.manifest, verified=True)
         self._calibration, self._max_drop, self.say = calibration, max_drop, say
+        self._kept = Kept() if kept is None else kept
         self._activations: dict[str, Activations] = {}
         self._feeds: list[dict[str, Any]] | None = None
         self._islands: tuple[str, ...] | None = None
@@ -130,11 +136,15 @@ class Workshop:
         return Observed(self._activations, self._islands or ())
 
     def make(self, scheme: str, precision: str, recipe: Recipe) -> Candidate:
-        """Write the variant of a recipe over the last one of this precision, and judge it."""
+        """Write the variant of a recipe over the last one of this precision, and judge it, unless that is known."""
+        about = ["candidate", scheme, precision, recipe.to_dict()]
+        if self._judge is not None and (known := self._kept.recall(about, _read_judged)) is not None:
+            return Candidate(scheme, precision, recipe, *known, self.miss(known[1]))
         written = self.write(scheme, precision, recipe)
         if self._judge is None:
             return Candidate(scheme, precision, recipe, written, _unjudged(self.source, precision), UNJUDGED)
         evaluation = self._judge.score(self.with_variant(precision, written), precision)
+        self._kept.note(about, {"written": dataclasses.asdict(written), "evaluation": dataclasses.asdict(evaluation)})
         return Candidate(scheme, precision, recipe, written, evaluation, self.miss(evaluation))
 
     def write(self, scheme: str, precision: str, recipe: Recipe) -> Written:
@@ -168,17 +178,28 @@ class Workshop:
     def latency(self, candidate: Candidate) -> Mapping[str, Latency]:
         """Time a candidate beside fp32 in one interleaved run."""
         precision = candidate.precision
+        about = ["latency", candidate.scheme, precision, candidate.recipe.to_dict()]
+        if (known := self._kept.recall(about, _read_latency)) is not None:
+            return known
         written = self.write(candidate.scheme, precision, candidate.recipe)
-        return measure(self.with_variant(precision, written), (REFERENCE, precision), threads=self.threads)
+        found = measure(self.with_variant(precision, written), (REFERENCE, precision), threads=self.threads)
+        self._kept.note(about, {name: dataclasses.asdict(latency) for name, latency in found.items()})
+        return found
 
     def effects(self, scheme: str, recipe: Recipe, names: Collection[str]) -> dict[str, float]:
         """How far each group or table alone moves the outputs: squared error relative to their square, worst first."""
         chosen = self.feeds()[:PROBE_FEEDS]
-        exact = self._outputs(self.bundle.graph_path(REFERENCE), chosen)
+        exact: list[Any] | None = None
         nothing = recipe.changed(recipe.groups, KEEP)
         nothing = dataclasses.replace(nothing, tables=dict.fromkeys(recipe.tables, KEEP))
         found = {}
         for done, name in enumerate(names, 1):
+            about = ["effect", scheme, recipe.to_dict(), name]
+            if (known := self._kept.recall(about, float)) is not None:
+                found[name] = known
+                continue
+            if exact is None:
+                exact = self._outputs(self.bundle.graph_path(REFERENCE), chosen)
             if name in recipe.groups:
                 probe = nothing.changed([name], recipe.groups[name])
             else:
@@ -188,6 +209,7 @@ class Workshop:
             errors = (np.square(a - b, dtype=np.float64).sum() for a, b in zip(got, exact, strict=True))
             sizes = (np.square(b, dtype=np.float64).sum() for b in exact)
             found[name] = float(sum(errors) / max(sum(sizes), 1e-30))
+            self._kept.note(about, found[name])
             self.say(f"effect of {name}: {found[name]:.2g} ({done} of {len(names)})")
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
@@ -197,6 +219,19 @@ class Workshop:
         session = plain_session(graph)
         names = [output.name for output in session.get_outputs() if not output.name.startswith("present")]
         return [array for feed in chosen for array in session.run(names, feed)]
+
+
+def _read_judged(data: Any) -> tuple[Written, Evaluation]:
+    written, evaluation = data["written"], data["evaluation"]
+    variant = build(Variant, written["variant"], "variant", BundleError)
+    return (
+        Written(variant, int(written["bytes"]), dict(written["decisions"])),
+        Evaluation(**{**evaluation, "worst": tuple(evaluation["worst"])}),
+    )
+
+
+def _read_latency(data: Any) -> dict[str, Latency]:
+    return {name: Latency(dict(one["milliseconds"]), dict(one["speedup"])) for name, one in data.items()}
 
 
 def _unjudged(bundle: Bundle, precision: str) -> Evaluation:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import dataclasses
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pinnace.errors import MachineError, UsageError
+from pinnace.quantize.builder import quantize
+from pinnace.quantize.evaluate import Judge
+from pinnace.quantize.resume import Kept
 from pinnace.runtime import cpu, needs, speeds
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
@@ -177,3 +180,119 @@ def test_auto_from_the_outside(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     assert "auto takes int8 here" in shown
     assert "scheme int8, made on x86_64 avx2" in shown
     assert json.loads(json.dumps(facts)) == facts
+
+
+NER_DATA = [
+    {"text": text} for text in (
+        "Ada Lovelace wrote notes on the engine of Charles Babbage in London.",
+        "The Nile flows through Egypt.", "A puppet is moved by hand.", "Photosynthesis needs light.",
+        "Rome was not built in a day.", "Marie Curie worked in Paris.", "The moon has no air.",
+        "A glacier is a river of ice.", "Iron rusts in wet air.", "Darwin sailed on the Beagle.",
+        "Sound needs air to travel.", "The heart pumps blood.",
+    )
+]  # fmt: skip
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "texts.jsonl"
+    path.write_text("".join(json.dumps(item) + "\n" for item in NER_DATA))
+    return path
+
+
+class _StoppedError(Exception):
+    """What a test interrupts a search with."""
+
+
+def kept_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "cache/pinnace/quantize").glob("*"))
+
+
+def test_an_interrupted_search_goes_on(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+) -> None:
+    source = bundle_of("tiny-classify")
+    judged: list[str] = []
+    score = Judge.score
+
+    def counting(self: Judge, bundle: Any, precision: str) -> Any:
+        if precision != "fp32":
+            if len(judged) == stop:
+                raise _StoppedError
+            judged.append(precision)
+        return score(self, bundle, precision)
+
+    monkeypatch.setattr(Judge, "score", counting)
+    options: dict[str, Any] = {"auto": True, "min_speedup": 0.0, "max_drop": 1.0, "data": data, "threads": 1}
+    stop = 2
+    with pytest.raises(_StoppedError):
+        quantize(str(source), output=tmp_path / "out", **options)
+    assert len(judged) == 2
+    assert not (tmp_path / "out").exists()
+    (place,) = kept_files(tmp_path)
+    assert place.stat().st_mode & 0o077 == 0
+    # Other settings are another search, which leaves this one's results alone.
+    stop = 99
+    quantize(str(source), output=tmp_path / "other", **{**options, "max_drop": 0.9})
+    assert kept_files(tmp_path) == [place]
+    judged.clear()
+    lines: list[str] = []
+    report = quantize(str(source), output=tmp_path / "out", progress=lines.append, **options)
+    assert len(judged) == 1, "only the third candidate was still to be judged"
+    assert any("of a run that was interrupted" in line for line in lines)
+    assert len(report.entries) == 3
+    assert not kept_files(tmp_path)
+    assert report.chosen is not None
+    precision = report.chosen.precision
+    bundle = Bundle.open(tmp_path / "out")
+    assert verify_bundle(bundle.path).ok
+    record = json.loads((bundle.path / "certificate.json").read_text())["variants"][precision]
+    assert record["chosen_by_auto"] is True
+    assert record["scheme"] == report.chosen.scheme
+    # What was measured here is remembered, and auto goes by it.
+    assert speeds.recall(bundle.manifest, precision, cpu.read_cpu()) == pytest.approx(report.chosen.speedup, abs=1e-3)
+    faster = report.chosen.speedup >= 1.05
+    assert load(bundle.path, "auto").precision == (precision if faster else "fp32")
+
+
+def test_a_resumed_search_gives_the_same_bytes(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+) -> None:
+    options: dict[str, Any] = {"precision": "int8", "data": data, "max_drop": 1.0, "threads": 1}
+    source = str(bundle_of("tiny-classify"))
+    quantize(source, output=tmp_path / "whole", **options)
+    with monkeypatch.context() as patched:
+        patched.setattr("pinnace.quantize.workshop.measure", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            quantize(source, output=tmp_path / "resumed", **options)
+    (place,) = kept_files(tmp_path)
+    with monkeypatch.context() as patched:
+        patched.setattr(Judge, "score", never_again(Judge.score))
+        quantize(source, output=tmp_path / "resumed", **options)
+    assert not place.exists()
+    names = sorted(path.name for path in (tmp_path / "whole").iterdir())
+    for name in names:
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "resumed" / name).read_bytes(), name
+
+
+def never_again(score: Callable[..., Any]) -> Callable[..., Any]:
+    def only_fp32(self: Judge, bundle: Any, precision: str) -> Any:
+        assert precision == "fp32", "it was judged before"
+        return score(self, bundle, precision)
+
+    return only_fp32
+
+
+def test_damaged_results_are_found_out_again(tmp_path: Path) -> None:
+    place = tmp_path / "kept.json"
+    kept = Kept(place)
+    kept.note(["a", 1], {"n": 2.5})
+    assert Kept(place).recall(["a", 1], lambda found: found["n"]) == 2.5
+    assert Kept(place).recall(["a", 1], lambda found: found["other"]) is None
+    assert Kept(place).recall(["a", 2], lambda found: found) is None
+    for text in ("", "[1]", '{"a": '):
+        place.write_text(text)
+        assert len(Kept(place)) == 0
+    kept.forget()
+    kept.forget()
+    assert not place.exists()

@@ -1,0 +1,72 @@
+"""What a caller asked for: the schemes that the words mean, and settings of all of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Final
+
+from pinnace.errors import UsageError, unknown_word
+from pinnace.quantize.schemes import SCHEMES, Scheme
+from pinnace.quantize.thresholds import METHODS
+from pinnace.spec import Manifest
+
+# Precision -> the scheme that a request for it means.
+DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4", "fp16": "fp16"}
+# What --auto tries, by whether the model writes tokens.
+TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
+    False: ("int8", "int8-token", "int8-weights"),
+    True: ("int8", "int8-token", "int8-weights", "int4"),
+}
+MIN_SPEEDUP: Final = 1.2
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """What a caller asked for; see `quantize`."""
+
+    keep: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    block: int | None = None
+    full_range: bool | None = None
+    calibration: str | None = None
+    allow_degraded: bool = False
+    threads: int | None = None
+    max_drop: float | None = None
+    min_speedup: float = MIN_SPEEDUP
+
+
+def usual_scheme(precision: str) -> Scheme:
+    """The scheme that a request for a precision means."""
+    return SCHEMES[DEFAULTS[precision]]
+
+
+def asked_schemes(
+    precision: str | None, scheme: str | None, auto: bool, manifest: Manifest, calibration: str | None
+) -> list[Scheme]:
+    """Return the schemes to try, one unless ``auto``; the arguments are those of `builder.quantize`.
+
+    Raises:
+        UsageError: an unknown word, or words that exclude one another.
+    """
+    if scheme is not None and scheme not in SCHEMES:
+        raise unknown_word("scheme", scheme, SCHEMES)
+    if calibration is not None and calibration not in METHODS:
+        raise unknown_word("method of calibration", calibration, METHODS)
+    if precision is not None and precision not in DEFAULTS:
+        raise unknown_word("precision to quantize to", precision, DEFAULTS)
+    if auto and scheme is not None:
+        raise UsageError("--auto chooses the scheme; leave --scheme out, or --auto")
+    if scheme is not None and precision not in (None, SCHEMES[scheme].precision):
+        raise UsageError(f"the scheme {scheme} makes {SCHEMES[scheme].precision}, and --precision asks for {precision}")
+    if not auto:
+        return [SCHEMES[scheme] if scheme else usual_scheme(precision or "int8")]
+    tried = [SCHEMES[name] for name in TRIED[manifest.cache is not None]]
+    found = [row for row in tried if precision in (None, row.precision)]
+    if not found:
+        words = ", ".join(dict.fromkeys(row.precision for row in tried))
+        raise UsageError(
+            f"--auto times candidates on this processor and tries {words}, got --precision {precision}; "
+            "leave --auto out"
+        )
+    return found
