@@ -67,6 +67,7 @@ class Recipe:
         rounding: one of `ROUNDINGS`, for weights in blocks.
         smoothing: whether activations of integer products may be smoothed.
         calibration: key of `thresholds.METHODS`, for activations between QuantizeLinear and DequantizeLinear.
+        half: the graph computes in fp16, all but what is kept.
     """
 
     groups: Mapping[str, str]
@@ -77,6 +78,7 @@ class Recipe:
     rounding: str = "nearest"
     smoothing: bool = True
     calibration: str = MIN_MAX
+    half: bool = False
 
     def __post_init__(self) -> None:
         assert set(self.groups.values()) <= WAYS.keys()
@@ -100,11 +102,6 @@ class Recipe:
     def histograms(self) -> bool:
         """Whether calibration must gather histograms."""
         return self.calibration in NEED_HISTOGRAMS and any(way in QDQ for way in self.groups.values())
-
-    @property
-    def half(self) -> bool:
-        """Whether the graph computes in fp16, all but what is kept."""
-        return HALF in (*self.groups.values(), *self.tables.values())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data, for the certificate."""

@@ -80,6 +80,7 @@ class Scheme:
             rounding=self.rounding,
             smoothing=self.smoothing,
             calibration=calibration or MIN_MAX,
+            half=self.way == HALF,
         )
 
     @property
