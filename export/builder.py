@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.metadata
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,17 @@ from typing import Any, Final
 import onnx_ir as ir
 import torch
 
-import pinnace
 from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort, lowering_static
 from pinnace.export.cases import Case, golden_case, grid
-from pinnace.export.certificate import certificate, to_json, write_golden
+from pinnace.export.certificate import certificate, to_json, tools, write_golden
 from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options
 from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
 from pinnace.export.passes import tidy
+from pinnace.export.quantized import QUANTIZED, add_variant, check_request
 from pinnace.export.sentence import sentence_case
 from pinnace.export.source import Origin, find_origin
 from pinnace.export.static_cache import fix_shapes, graph_interface
@@ -34,7 +33,7 @@ from pinnace.export.weights import bind_weights, read_number, unbound
 from pinnace.models.checkpoint import Resolution
 from pinnace.models.hub import HubOptions
 from pinnace.models.loading import fill
-from pinnace.publishing import file_facts, publishing
+from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.islands import too_large_for_fp16
 from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
@@ -53,8 +52,10 @@ ROWS: Final[Mapping[tuple[str, str], Mapping[str, Row]]] = types.MappingProxyTyp
 )
 DEFAULT_OPSET: Final = 23
 OPSETS: Final = range(18, 25)
-# Precision -> the variants that a request for it writes; fp32 comes first, the others are measured against it.
-WRITTEN: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"fp32": ("fp32",), "fp16": ("fp32", "fp16")})
+# Precision -> the variants that are made of the trace; fp32 comes first, the others are measured against it.
+WRITTEN: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
+    {"fp32": ("fp32",), "fp16": ("fp32", "fp16"), **dict.fromkeys(QUANTIZED, ("fp32",))}
+)
 # Layout -> folder of the graphs.
 FOLDERS: Final[Mapping[str, str]] = types.MappingProxyType({"flat": "", "hub": "onnx"})
 INIT_FILE: Final = "model-init.safetensors"
@@ -91,6 +92,8 @@ def export(
     allow_pickle: bool = False,
     layout: str = "flat",
     validate: bool = True,
+    data: str | Path | None = None,
+    allow_degraded: bool = False,
     hub: HubOptions | None = None,
     subfolder: str = "",
     progress: Progress | None = None,
@@ -101,7 +104,7 @@ def export(
         model: folder, Hub id, or catalog name such as ``bert``.
         task: task name or alias; None takes the one that the checkpoint was saved with.
         output: the bundle's folder; by default ``<model>-<task>`` in the current folder.
-        precision: ``fp32``, or ``fp16`` (written beside fp32).
+        precision: ``fp32``; or ``fp16``, ``int8`` or ``int4``, written beside fp32.
         target: ``ort`` (ONNX Runtime's fused operators) or ``onnx`` (standard operators only).
         opset: version of the standard operators, 18 to 24.
         static: axis -> fixed size, for accelerators that need fixed shapes; see `Options`.
@@ -116,13 +119,16 @@ def export(
         layout: ``flat``, or ``hub`` (graphs in ``onnx/``, as transformers.js reads them).
         validate: run the written graph beside PyTorch; False is recorded in the certificate, and leaves fp16 without
             the search for numbers beyond its range.
+        data: for int8 and int4, examples that calibrate and judge; None takes texts that lie in the package.
+        allow_degraded: write an int8 or int4 variant that misses its gate, and say so in the manifest.
         hub: how to fetch from the Hub.
         subfolder: folder inside the repository or folder.
         progress: called with a line of text at each stage.
 
     Raises:
         UsageError: an unknown word or impossible combination. CheckpointError, ConfigError: the checkpoint is not fit.
-        CheckFailed: the written graph does not agree with PyTorch; nothing is published.
+        CheckFailed: the written graph does not agree with PyTorch, or int8 or int4 misses its gate; nothing is
+            published.
         MachineError: disk, permissions, or another process exports to the same folder.
     """
     _check_words(precision=precision, target=target, layout=layout)
@@ -135,18 +141,25 @@ def export(
     )  # fmt: skip
     options = Options(dict(static or {}), hidden_states, attentions, all_logits)
     folder = Path(output) if output is not None else Path(f"{_short_name(model)}-{origin.task.name}")
-    with publishing(folder) as scratch:
-        build = _Build(origin, options, target, opset, layout, scratch, say)
+    check_request(precision, origin.task.name, data, allow_degraded)
+
+    def build_in(place: Path) -> Exported:
+        build = _Build(origin, options, target, opset, layout, place, say)
         model_weights = build.find_weights(random_weights, init_missing, allow_pickle)
         return dataclasses.replace(build.run(model_weights, WRITTEN[precision], validate), path=folder)
 
+    with publishing(folder) as scratch:
+        if precision not in QUANTIZED:
+            return build_in(scratch)
+        with staging(scratch) as first:
+            exported = build_in(first)
+            manifest, record = add_variant(first, scratch, precision, data, allow_degraded=allow_degraded, say=say)
+            return dataclasses.replace(exported, manifest=manifest, certificate=record)
+
 
 def _check_words(*, precision: str, target: str, layout: str) -> None:
-    for kind, got, known in (
-        ("precision", precision, WRITTEN),
-        ("target", target, TARGETS),
-        ("layout", layout, FOLDERS),
-    ):
+    words = (("precision", precision, WRITTEN), ("target", target, TARGETS), ("layout", layout, FOLDERS))
+    for kind, got, known in words:
         if got not in known:
             raise unknown_word(kind, got, known)
 
@@ -280,13 +293,6 @@ class _Build:
             cache=face.cache,
             source=self.origin.source,
             variants=variants,
-            tools=_tools(),
+            tools=tools(),
             files={},
         )
-
-
-def _tools() -> dict[str, str]:
-    """Versions that made the bundle; the same tools make the same bytes."""
-    packages = ("torch", "onnx-ir", "onnxruntime", "numpy")
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in packages}
-    return {"pinnace": pinnace.__version__, **versions}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+import pinnace
 from pinnace.compare import GATES, Difference
 from pinnace.export.cases import Case
 from pinnace.export.validate import Outputs, Validation
@@ -52,6 +54,13 @@ def _rounded(found: Difference) -> dict[str, float | int]:
 def to_json(record: Mapping[str, Any]) -> str:
     """Serialize with sorted keys, so that the same facts give the same bytes."""
     return json.dumps(record, indent=2, sort_keys=True) + "\n"
+
+
+def tools() -> dict[str, str]:
+    """Versions that made the bundle; the same tools make the same bytes."""
+    packages = ("torch", "onnx-ir", "onnxruntime", "numpy")
+    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in packages}
+    return {"pinnace": pinnace.__version__, **versions}
 
 
 def write_golden(folder: Path, cases: Mapping[str, tuple[Case, Outputs]]) -> None:

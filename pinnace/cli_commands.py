@@ -11,7 +11,7 @@ from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as
 from pinnace.cli_inputs import LINES
 from pinnace.spec import AUTO, PRECISIONS, TARGETS
 
-EXPORT_PRECISIONS: Final = ("fp32", "fp16")
+EXPORT_PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 LAYOUTS: Final = ("flat", "hub")
 QUANTIZED_PRECISIONS: Final = ("int8", "int4", "fp16")
 SCHEME_NAMES: Final = (
@@ -33,7 +33,7 @@ _ROWS: Final = (
         (
             Flag("task", "what the model is for, such as qa; by default what the checkpoint was saved for", "TASK"),
             Flag("output", "the bundle's folder; by default MODEL-TASK in this folder", "OUT", "o", convert=as_path),
-            Flag("precision", "fp32 (the default), or fp16 beside it", choices=EXPORT_PRECISIONS),
+            Flag("precision", "fp32 (the default), or another beside it", choices=EXPORT_PRECISIONS),
             Flag("target", "ort: fused operators of ONNX Runtime (the default); onnx: standard ones", choices=TARGETS),
             Flag("opset", "version of the standard operators", "N", convert=as_count),
             Flag("static", "fixed sizes for accelerators, such as batch=1,sequence=128, or capacity=1024 of a cache", "SIZES",
@@ -47,6 +47,9 @@ _ROWS: Final = (
             Flag("init-missing", "give weights that the checkpoint lacks random numbers, rather than fail"),
             Flag("allow-pickle", "read a pickle checkpoint where there are no safetensors; only of a source you trust"),
             Flag("layout", "flat, or hub: graphs in onnx/, as transformers.js reads them", choices=LAYOUTS),
+            Flag("data", "for int8 and int4, examples; by default texts that come with Pinnace", "FILE",
+                 convert=as_path),
+            Flag("allow-degraded", "write an int8 or int4 variant that misses its gate; the manifest says so"),
             Flag("no-validate", "do not compare with PyTorch; the certificate says so"),
             Flag("revision", "branch, tag or commit on the Hub", "REV"),
             Flag("cache-dir", "cache folder of the Hub's files", "DIR", convert=as_path),
@@ -55,7 +58,7 @@ _ROWS: Final = (
         ),
         (
             "pinnace export bert --task qa",
-            "pinnace export ./my-bert --task ner -o my-ner --precision fp16",
+            "pinnace export ./my-bert --task ner -o my-ner --precision int8 --data sentences.jsonl",
             "pinnace export bert --task classify --random-weights --config num_hidden_layers=2",
         ),
     ),
@@ -79,7 +82,7 @@ _ROWS: Final = (
                  repeated=True),
             Flag("block", "inputs that share a scale, where weights are in blocks", "N", convert=as_count),
             Flag("full-range", "eight-bit weights in integer products, for processors with exact int8 sums only"),
-            Flag("calibration", f"how the int8-qdq schemes find ranges: {', '.join(CALIBRATIONS)}; by default the first",
+            Flag("calibration", f"ranges of the int8-qdq schemes: {', '.join(CALIBRATIONS)}; by default the first",
                  choices=CALIBRATIONS),
             Flag("allow-degraded", "write a variant that misses its gate; the manifest says so"),
             _THREADS,

@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
+from pinnace.card import quality_cells
 from pinnace.cli_inputs import near_path, read_labels
 from pinnace.cli_output import Console
 from pinnace.errors import CheckpointError, UsageError
@@ -18,7 +19,7 @@ from pinnace.units import in_bytes
 # Flags that are arguments of the builder under the same name; what is not given is left to its defaults.
 _PASSED: Final = (
     "task", "output", "precision", "target", "opset", "static", "hidden_states", "attentions", "all_logits",
-    "random_weights", "config", "init_missing", "allow_pickle", "layout", "subfolder",
+    "random_weights", "config", "init_missing", "allow_pickle", "layout", "subfolder", "data", "allow_degraded",
 )  # fmt: skip
 
 _TOKENIZER_FILES: Final = frozenset({"tokenizer.json", "vocab.txt"})
@@ -91,6 +92,8 @@ def facts(exported: Any, seconds: float) -> dict[str, Any]:
                 "verdict": certificate["variants"][name]["verdict"],
                 "largest_difference": largest_difference(certificate["variants"][name]),
                 "islands": list(variant.islands),
+                "scheme": variant.scheme,
+                "degraded": variant.degraded,
             }
             for name, variant in manifest.variants.items()
         },
@@ -121,6 +124,8 @@ def summary(exported: Any, seconds: float) -> str:
         worst = variant["largest_difference"]
         cases = len(told["certificate"]["variants"][name].get("cases", ()))
         shown = "not validated" if worst is None else f"largest difference from PyTorch {worst:.1e} over {cases} cases"
+        if variant["scheme"]:
+            shown = ", ".join(quality_cells(told["certificate"]["variants"][name]).values())
         lines.append(f"  {' ' * len(name)} {shown}")
         if variant["islands"]:
             lines.append(f"  {' ' * len(name)} in fp32: {', '.join(variant['islands'])}")

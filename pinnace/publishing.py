@@ -56,6 +56,20 @@ def publishing(target: Path) -> Iterator[Path]:
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def staging(scratch: Path) -> Iterator[Path]:
+    """Give a second folder beside that of `publishing`, for what the bundle is made of; it vanishes in any case.
+
+    Args:
+        scratch: the folder that `publishing` gave. What a killed run leaves is removed with it.
+    """
+    folder = Path(tempfile.mkdtemp(prefix=f"{scratch.name}-", dir=scratch.parent))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _resolved(target: Path) -> Path:
     try:
         return target.resolve()

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pinnace.cli import main
 from pinnace.errors import MachineError, UsageError
 from pinnace.quantize.builder import quantize
 from pinnace.quantize.evaluate import Judge
@@ -23,6 +24,7 @@ from pinnace.runtime.session import Session, load
 from pinnace.runtime.variants import best_variant, judge_variants
 from pinnace.runtime.verify import verify_bundle
 from pinnace.spec import EXACT_INT8_DOT, CacheSpec, FileFact, Variant
+from tests.conftest import DATA
 from tests.tiny_bundle import example, make_bundle, write_manifest
 
 EXACT = Cpu("GenuineIntel", "a new Xeon", "x86_64", ("avx2", "avx512_vnni"), known=True)
@@ -296,3 +298,56 @@ def test_damaged_results_are_found_out_again(tmp_path: Path) -> None:
     kept.forget()
     kept.forget()
     assert not place.exists()
+
+
+def test_an_export_to_int8_is_whole_or_not_at_all(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+) -> None:
+    arguments = ["export", str(DATA / "tiny-classify"), "--task", "classify", "--data", str(data), "--no-validate"]
+    monkeypatch.setattr("pinnace.quantize.workshop.miss", lambda *_: "the answers are not those of fp32")
+    assert main([*arguments, "-o", str(tmp_path / "missed"), "--precision", "int8"]) == 1
+    assert "not those of fp32" in capsys.readouterr().err
+    assert {path.name for path in tmp_path.iterdir()} == {"texts.jsonl", "cache"}
+    assert main([*arguments, "-o", str(tmp_path / "kept"), "--precision", "int8", "--allow-degraded"]) == 0
+    assert "missed: the answers are not" in capsys.readouterr().out
+    degraded = Bundle.open(tmp_path / "kept")
+    assert degraded.variant("int8").degraded
+    assert load(degraded.path, "auto").precision == "fp32"
+
+
+@pytest.mark.parametrize(("name", "task", "precision"), [("tiny-classify", "classify", "int8"),
+                                                         ("tiny-generate", "generate", "int4")])  # fmt: skip
+def test_an_export_to_a_smaller_precision(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path, name: str, task: str, precision: str
+) -> None:
+    # Random weights have no right answers to lose, so what misses its gate is written all the same.
+    arguments = ["export", str(DATA / name), "--task", task, "--precision", precision, "--allow-degraded", "--json"]
+    if task == "classify":
+        arguments += ["--data", str(data)]
+    assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert set(told["variants"]) == {"fp32", precision}
+    assert told["variants"][precision]["scheme"] == precision
+    bundle = Bundle.open(tmp_path / "out")
+    assert told["certificate"] == json.loads((bundle.path / "certificate.json").read_text())
+    assert verify_bundle(bundle.path, strict=True).ok
+    assert not [path for path in tmp_path.iterdir() if "partial" in path.name]
+    card = (bundle.path / "README.md").read_text()
+    (row,) = [line for line in card.splitlines() if line.startswith(f"| {precision} |")]
+    record = told["certificate"]["variants"][precision]
+    for cell in (f"{record['share_of_fp32']:.3f}", f"{record['value']:.4f}", record["processor"]["name"].split()[0]):
+        assert cell in row
+    assert ("texts.jsonl" if task == "classify" else "built-in texts") in row
+    assert str(tmp_path) not in card
+
+
+def test_data_is_looked_at_before_the_export_begins(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path
+) -> None:
+    arguments = ["export", str(DATA / "tiny-classify"), "-o", str(tmp_path / "out")]
+    assert main([*arguments, "--data", str(data)]) == 2
+    assert "--data is for --precision int8 or int4, got --precision fp32" in capsys.readouterr().err
+    assert main([*arguments, "--precision", "int8", "--data", str(tmp_path / "none.jsonl")]) == 2
+    shown = capsys.readouterr().err
+    assert "none.jsonl" in shown
+    assert "tracing" not in shown
