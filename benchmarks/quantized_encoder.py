@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Embed in turn, then compare the vectors with fp32's."""
     import numpy as np
 
-    from pinnace.quantize.metrics import cosines, neighbour_overlap, neighbours
+    from pinnace.quantize.metrics import cosines, neighbour_overlap
 
     checkpoint = arguments.minilm or minilm_folder()
     bundle = export_minilm(checkpoint, folder / "bundle")
@@ -70,13 +70,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         return run
 
     seconds = interleave({name: timed(name) for name in embed}, arguments.rounds or (1 if arguments.quick else 5))
-    exact = neighbours(vectors[FP32], NEIGHBOURS)
     measured: dict[str, dict[str, Any]] = {}
     for name, found in seconds.items():
         near = cosines(vectors[name], vectors[FP32])
         measured[name] = {
             "texts/s": summary([len(chosen) / value for value in found]),
-            "neighbours kept": float(neighbour_overlap(neighbours(vectors[name], NEIGHBOURS), exact).mean()),
+            "neighbours kept": float(neighbour_overlap(vectors[name], vectors[FP32], NEIGHBOURS).mean()),
             "mean cosine": float(near.mean()),
             "least cosine": float(near.min()),
         }
