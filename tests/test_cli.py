@@ -17,7 +17,7 @@ import pytest
 
 from pinnace import __version__, cli_machine
 from pinnace.cli import main
-from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, FOLDERS
+from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
 from pinnace.cli_flags import COMMON, Command, Flag, as_count, read_arguments
 from pinnace.cli_output import Console, to_json
 from pinnace.errors import NumericalError, UsageError
@@ -167,7 +167,7 @@ def test_choices_are_those_of_the_builder() -> None:
     from pinnace.export import builder
 
     assert set(EXPORT_PRECISIONS) == set(builder.WRITTEN)
-    assert set(FOLDERS) == set(builder.FOLDERS)
+    assert set(LAYOUTS) == set(builder.FOLDERS)
 
 
 def raiser(error: BaseException) -> Callable[..., int]:
