@@ -152,7 +152,8 @@ def observe(
         ir.save(model, path)
         session = plain_session(path)
     finally:
-        del outputs[kept:]
+        while len(outputs) > kept:
+            outputs.pop()  # a deleted slice would leave its values marked as outputs
         path.unlink(missing_ok=True)
     for done, feed in enumerate(feeds):
         for part in _parts(values, names, feed):
