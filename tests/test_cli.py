@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import io
 import json
@@ -18,7 +19,7 @@ import pytest
 from pinnace import __version__, cli_machine
 from pinnace.cli import main
 from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
-from pinnace.cli_flags import COMMON, Command, Flag, as_count, read_arguments
+from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
 from pinnace.cli_output import Console, to_json
 from pinnace.errors import NumericalError, UsageError
 from pinnace.runtime import doctor
@@ -32,7 +33,17 @@ FLAGS = [
     for flag in command.all_flags
     if flag.name != "help"
 ]
+# Forms that values take; the first that a flag accepts stands for them all.
+FORMS_OF_VALUES = ("some", "2", "100ms", "name=some")
 GOOD = {"--opset": "21", "--static": "batch=1,sequence=8", "--threads": "2", "--batch-tokens": "64", "--config": "a=1"}
+
+
+def accepted(flag: Flag) -> str:
+    for word in FORMS_OF_VALUES:
+        with contextlib.suppress(UsageError):
+            flag.read(word, f"--{flag.name}")
+            return word
+    raise AssertionError(f"--{flag.name} takes none of {FORMS_OF_VALUES}")
 
 
 @pytest.fixture(autouse=True)
@@ -80,7 +91,7 @@ def test_help_names_every_flag(cli: Cli, command: Command) -> None:
     ("words", "code", "needles"),
     [
         (["exprt", "bert"], 2, ["'exprt'", "Did you mean 'export'?"]),
-        (["--jsn"], 2, ["--jsn comes with a command", "export, run"]),
+        (["--jsn"], 2, ["--jsn comes with a command", "export, quantize, run"]),
         (["run", "", "text"], 2, ["needs BUNDLE"]),
         (["export", "bert", "--output="], 2, ["--output is empty"]),
         (["export"], 2, ["needs MODEL", "for example: pinnace export bert --task qa"]),
@@ -118,7 +129,7 @@ def test_every_flag_has_a_variable_and_wins_over_it(command: Command, flag: Flag
     words = ["x" for positional in command.positionals if positional.required]
     name = f"--{flag.name}"
     if flag.value or flag.choices:
-        good = flag.choices[-1] if flag.choices else GOOD.get(name, "2" if flag.convert is as_count else "some")
+        good = flag.choices[-1] if flag.choices else GOOD.get(name) or accepted(flag)
         want = flag.read(good, name)
         want = [want] if flag.repeated else want
         assert getattr(read_arguments(command, [*words, name, good], {}), flag.key) == want
