@@ -11,6 +11,7 @@ from typing import Any, Final
 from pinnace.card import quality_cells
 from pinnace.cli_inputs import near_path, read_labels
 from pinnace.cli_output import Console
+from pinnace.cli_progress import stages
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.forms import FORMS
 from pinnace.models.registry import ARCHS
@@ -47,7 +48,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         local_files_only=arguments.local_files_only,
     )
     try:
-        exported = export(model, **given, validate=not arguments.no_validate, hub=hub, progress=console.stage)
+        exported = export(model, **given, validate=not arguments.no_validate, hub=hub, progress=stages(console))
     except (CheckpointError, UsageError) as error:
         if hint := near_model(model):
             raise type(error)(f"{error}{hint}") from error

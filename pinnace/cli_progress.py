@@ -1,9 +1,9 @@
-"""How far ``pinnace run`` is in its input: a bar on a terminal, nothing elsewhere."""
+"""How far a command is in its input or its steps: a bar on a terminal, nothing or lines elsewhere."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, TypeVar
 
 from pinnace.cli_output import Console
@@ -52,13 +52,27 @@ class Progress:
         if not self._size:
             return said
         share = min(1.0, self.read / self._size)
-        bar = "█" * round(share * _WIDTH)
         new = self.read - self.skipped
         left = seconds * max(0, self._size - self.read) / new if new > 0 else 0.0
-        return f"[{bar:<{_WIDTH}}] {share:4.0%}  {said}, {_clock(left)} left"
+        return f"{bar(share)}  {said}, {_clock(left)} left"
+
+
+def bar(share: float) -> str:
+    """Draw a share of 0 to 1."""
+    return f"[{'█' * round(share * _WIDTH):<{_WIDTH}}] {share:4.0%}"
 
 
 def _clock(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def stages(console: Console) -> Callable[[str], None]:
+    """Return what takes lines of progress: a line that knows its ``share`` gets a bar, on a terminal."""
+
+    def say(line: str) -> None:
+        share = getattr(line, "share", None)
+        console.stage(line if share is None or not console.live else f"{bar(share)}  {line}")
+
+    return say

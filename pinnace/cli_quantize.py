@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from pinnace.cli_output import Console
+from pinnace.cli_progress import stages
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -30,7 +31,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         allow_degraded=bool(arguments.allow_degraded),
         threads=arguments.threads,
         output=arguments.output,
-        progress=console.stage,
+        progress=stages(console),
     )
     if arguments.report is not None:
         Path(arguments.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")

@@ -22,6 +22,7 @@ from pinnace.quantize.projections import find_groups
 from pinnace.quantize.random_inputs import random_feeds
 from pinnace.quantize.recipe import KEEP, Recipe, load_graph
 from pinnace.quantize.resume import Kept
+from pinnace.quantize.steps import Step
 from pinnace.quantize.variant import REFERENCE, Written, write_variant
 from pinnace.records import build
 from pinnace.runtime.bundle import Bundle
@@ -210,7 +211,7 @@ class Workshop:
             sizes = (np.square(b, dtype=np.float64).sum() for b in exact)
             found[name] = float(sum(errors) / max(sum(sizes), 1e-30))
             self._kept.note(about, found[name])
-            self.say(f"effect of {name}: {found[name]:.2g} ({done} of {len(names)})")
+            self.say(Step(f"effect of {name}: {found[name]:.2g}", done, len(names)))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import warnings
 from collections.abc import Callable, Mapping
@@ -12,10 +13,13 @@ from typing import Any
 import pytest
 
 from pinnace.cli import main
+from pinnace.cli_output import Console
+from pinnace.cli_progress import stages
 from pinnace.errors import MachineError, UsageError
 from pinnace.quantize.builder import quantize
 from pinnace.quantize.evaluate import Judge
 from pinnace.quantize.resume import Kept
+from pinnace.quantize.steps import Step
 from pinnace.runtime import cpu, needs, speeds
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
@@ -351,3 +355,18 @@ def test_data_is_looked_at_before_the_export_begins(
     shown = capsys.readouterr().err
     assert "none.jsonl" in shown
     assert "tracing" not in shown
+
+
+def test_steps_are_lines_and_bars_on_terminals() -> None:
+    step = Step("effect of query: 0.1", 3, 12)
+    assert step == "effect of query: 0.1 (3 of 12)"
+    console = Console({})
+    console.err = io.StringIO()
+    say = stages(console)
+    say(step)
+    assert console.err.getvalue().endswith("effect of query: 0.1 (3 of 12)\n")
+    console._moving = True
+    say(step)
+    assert "[██████                  ]  25%  effect of query: 0.1 (3 of 12)" in console.err.getvalue()
+    say("trying int8")
+    assert console.err.getvalue().count("%") == 1
