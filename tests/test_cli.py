@@ -34,7 +34,7 @@ FLAGS = [
     if flag.name != "help"
 ]
 # Forms that values take; the first that a flag accepts stands for them all.
-FORMS_OF_VALUES = ("some", "2", "100ms", "name=some")
+FORMS_OF_VALUES = ("some", "2", "5%", "100ms", "name=some")
 GOOD = {"--opset": "21", "--static": "batch=1,sequence=8", "--threads": "2", "--batch-tokens": "64", "--config": "a=1"}
 
 
