@@ -60,7 +60,8 @@ def exact_fp16(folder: Path, name: str) -> Any:
     """Logits with every step in the type that the graph says; ONNX Runtime's CPU kernels take many steps in fp32."""
     given = {key: np.asarray(value) for key, value in text_inputs(HEAD).items()}
     with np.errstate(over="ignore", invalid="ignore"):
-        return ReferenceEvaluator(onnx.load(folder / name)).run(None, given)[0]
+        found: list[Any] = list(ReferenceEvaluator(onnx.load(folder / name)).run(None, given))
+    return found[0]
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
