@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 _PACKAGES = ("onnx", "onnx_ir")
 
 
-def quantize(bundle: str, **options: Any) -> Report:
+def quantize(bundle: str | Path, **options: Any) -> Report:
     """Quantize a bundle; see `pinnace.quantize.builder.quantize` for the arguments.
 
     Raises:
@@ -35,7 +36,7 @@ def quantize(bundle: str, **options: Any) -> Report:
 class QuantizeModule(types.ModuleType):
     """This module's type: a module that quantizes when it is called, so that its name serves as the command's."""
 
-    def __call__(self, bundle: str, **options: Any) -> Report:
+    def __call__(self, bundle: str | Path, **options: Any) -> Report:
         """Quantize a bundle; see `pinnace.quantize.builder.quantize`."""
         return quantize(bundle, **options)
 
