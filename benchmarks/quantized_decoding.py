@@ -63,14 +63,14 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     }
     fp32, prompt = columns["fp32"], f"prompt of {PROMPT}, tokens/s"
     figures = [
-        Figure(f"{name}: {quantity}, of fp32's", ratio(columns[name][quantity], fp32[quantity]), *limit)
-        for name, quantity, *limit in (
-            ("int8", prompt, 1.8, True),
-            *(("int8", decode(context)) for context in contexts),
-            ("int4", prompt),
-            *(("int4", decode(context), 3.3, True) for context in contexts),
-        )
+        Figure(f"int8: {prompt}, of fp32's", ratio(columns["int8"][prompt], fp32[prompt]), 1.8, True),
+        Figure(f"int4: {prompt}, of fp32's", ratio(columns["int4"][prompt], fp32[prompt])),
     ]
+    for name, least in (("int8", None), ("int4", 3.3)):
+        figures += [
+            Figure(f"{name}: {decode(c)}, of fp32's", ratio(columns[name][decode(c)], fp32[decode(c)]), least, True)
+            for c in contexts
+        ]
     if GENAI in columns:
         peer = columns[GENAI]
         figures.append(Figure("int8: prompt, of GenAI's int4", ratio(columns["int8"][prompt], peer[prompt]), 1.7, True))

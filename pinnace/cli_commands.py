@@ -85,6 +85,7 @@ _ROWS: Final = (
             Flag("calibration", f"ranges of the int8-qdq schemes: {', '.join(CALIBRATIONS)}; by default the first",
                  choices=CALIBRATIONS),
             Flag("allow-degraded", "write a variant that misses its gate; the manifest says so"),
+            Flag("no-judge", "with --allow-degraded: neither judge nor time, for models too large to run here"),
             _THREADS,
             Flag("output", "another folder for the bundle; by default it is replaced", "OUT", "o", convert=as_path),
             Flag("report", "write everything that was measured here, as JSON", "FILE", convert=as_path),

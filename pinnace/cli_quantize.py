@@ -29,6 +29,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         full_range=arguments.full_range or None,
         calibration=arguments.calibration,
         allow_degraded=bool(arguments.allow_degraded),
+        judge=not arguments.no_judge,
         threads=arguments.threads,
         output=arguments.output,
         progress=stages(console),

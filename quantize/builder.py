@@ -15,7 +15,7 @@ from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.publishing import copy_file, file_facts, publishing
 from pinnace.quantize.examples import Examples, read_examples, split
-from pinnace.quantize.latency import Latency
+from pinnace.quantize.latency import UNTIMED, Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
 from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes
 from pinnace.quantize.resume import Kept, resuming
@@ -54,6 +54,7 @@ def quantize(
     full_range: bool | None = None,
     calibration: str | None = None,
     allow_degraded: bool = False,
+    judge: bool = True,
     threads: int | None = None,
     output: str | Path | None = None,
     progress: Progress | None = None,
@@ -75,6 +76,8 @@ def quantize(
             decides by this processor.
         calibration: how fixed activation ranges are found, key of `thresholds.METHODS`; for the int8-qdq schemes.
         allow_degraded: write a variant that misses its gate, and say so in the manifest.
+        judge: compare with fp32 on data, and time both; False, together with ``allow_degraded``, writes variants of
+            models that are too large to be run here.
         threads: threads of a run; None takes what the machine grants.
         output: another folder for the bundle; None replaces it.
         progress: called with a line of text at each stage.
@@ -90,7 +93,7 @@ def quantize(
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
     schemes = asked_schemes(precision, scheme, auto, source.manifest, calibration)
     settings = Settings(
-        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup
+        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup, judge
     )
     report: Report | None = None
     with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
@@ -158,6 +161,7 @@ class _Quantization:
         decoder = source.manifest.cache is not None
         few = min(CALIBRATION_TEXTS, len(examples) // 3) if decoder and examples is not None else None
         calibration, judging = split(examples, calibration=few) if examples is not None else (None, None)
+        judging = judging if settings.judge else None
         self._data = examples.source if examples is not None else "random tokens"
         self._counts = (len(calibration or ()), len(judging or ()))
         self._shop = Workshop(
@@ -199,7 +203,7 @@ class _Quantization:
         made = dataclasses.replace(made, variant=dataclasses.replace(made.variant, degraded=bool(entry.miss)))
         bundle = self._shop.with_variant(entry.precision, made)
         self._drop_others(bundle)
-        if GOLDEN_NAME in manifest.files:
+        if GOLDEN_NAME in manifest.files and self._settings.judge:
             _write_golden(bundle, entry.precision, self._settings.threads)
         record = read_certificate(self._source)
         described = candidate_record(entry, self._shop.gate, self._cpu, self._data, self._counts)
@@ -208,7 +212,8 @@ class _Quantization:
         (self._scratch / "README.md").write_text(model_card(bundle.manifest, record), "utf-8")
         facts = dataclasses.replace(bundle.manifest, files=file_facts(self._scratch))
         (self._scratch / MANIFEST_NAME).write_text(facts.to_json(), "utf-8")
-        speeds.remember(facts, entry.precision, self._cpu, entry.speedup)
+        if self._settings.judge:
+            speeds.remember(facts, entry.precision, self._cpu, entry.speedup)
 
     def _attempt(self, scheme: Scheme) -> Attempt:
         settings = self._settings
@@ -233,6 +238,8 @@ class _Quantization:
     def _entry(self, attempt: Attempt) -> Entry:
         candidate = attempt.candidate
         precision = candidate.precision
+        if not self._settings.judge:
+            return Entry(candidate, attempt.worst, UNTIMED, UNTIMED, self._reference_bytes())
         timed: Mapping[str, Latency] = self._shop.latency(candidate)
         return Entry(candidate, attempt.worst, timed[REFERENCE], timed[precision], self._reference_bytes())
 

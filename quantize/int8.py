@@ -18,7 +18,7 @@ from pinnace.quantize.gptq import Hessian, compensated_channels
 from pinnace.quantize.projections import FUSED, Group, Projection
 from pinnace.quantize.ranges import Array, Range
 from pinnace.quantize.rounding import channel_codes
-from pinnace.quantize.tensors import TensorPlan, read_weight
+from pinnace.quantize.tensors import TensorPlan, read_weight, rows_of
 
 MIDDLE: Final = 128  # the unsigned code of zero where the range is symmetric
 TOKEN_CODES: Final = 127
@@ -100,14 +100,18 @@ def plan_bias(plan: TensorPlan, projection: Projection, correction: Array | None
 
 def smoothed(projection: Projection, smooth: Array | None) -> Array:
     """A projection's weight as float32 ``(N, K)``, its columns multiplied by what the activations are divided by."""
-    weight = stored_weight(projection)
-    return weight if smooth is None else weight * smooth
+    return weight_rows(projection) if smooth is None else stored_weight(projection) * smooth
 
 
 def stored_weight(projection: Projection) -> Array:
     """A projection's weight as float32 ``(N, K)``."""
     weight = read_weight(projection.weight)
     return weight if projection.transposed else np.ascontiguousarray(weight.T)
+
+
+def weight_rows(projection: Projection) -> Array:
+    """A projection's weight as float32 ``(N, K)`` to be rounded, a very large one in parts."""
+    return rows_of(projection.weight) if projection.transposed else stored_weight(projection)
 
 
 def _byte(plan: TensorPlan, code: int) -> ir.Value:

@@ -38,9 +38,13 @@ class Latency:
 
     @property
     def overall(self) -> float:
-        """One number to choose by: the geometric mean of the speed-ups."""
+        """One number to choose by: the geometric mean of the speed-ups; NaN where nothing was timed."""
+        if not self.speedup:
+            return float("nan")
         return float(np.exp(np.mean(np.log(list(self.speedup.values())))))
 
+
+UNTIMED: Final = Latency({}, {})  # of what was not run
 
 Work = Mapping[str, Callable[[], Any]]
 

@@ -34,6 +34,7 @@ class Settings:
     threads: int | None = None
     max_drop: float | None = None
     min_speedup: float = MIN_SPEEDUP
+    judge: bool = True
 
 
 def usual_scheme(precision: str) -> Scheme:

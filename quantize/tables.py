@@ -13,7 +13,7 @@ from pinnace.quantize.packing import gather_operands, row_operands
 from pinnace.quantize.projections import FUSED, Table
 from pinnace.quantize.rounders import Rounding
 from pinnace.quantize.rounding import channel_codes
-from pinnace.quantize.tensors import Array, TensorPlan, read_weight
+from pinnace.quantize.tensors import Array, TensorPlan, rows_of
 
 EMBED: Final = "EmbedLayerNormalization"
 _INPUTS: Final = 9  # of EmbedLayerNormalization
@@ -50,7 +50,7 @@ def quantize_rows(emit: Emitter, plan: TensorPlan, table: Table) -> None:
     name = table.name
 
     def make() -> Mapping[str, Array]:
-        codes, scales = row_operands(*channel_codes(read_weight(table.weight), reduced=False))
+        codes, scales = row_operands(*channel_codes(rows_of(table.weight), reduced=False))
         return {f"{name}_rows": codes, f"{name}_row_scale": scales}
 
     entries = {
@@ -70,7 +70,7 @@ def quantize_blocks(emit: Emitter, plan: TensorPlan, table: Table, bits: int, bl
     blocks = -(-width // block)
 
     def make() -> Mapping[str, Array]:
-        operands = gather_operands(rounding(read_weight(table.weight)))
+        operands = gather_operands(rounding(rows_of(table.weight)))
         return {name: operands.data, f"{name}_scale": operands.scales}
 
     entries = {

@@ -7,7 +7,7 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +20,7 @@ from pinnace.safetensors_writer import write_safetensors
 
 Array = npt.NDArray[Any]
 CHUNK: Final = 1 << 24  # elements read at a time
+LARGE_BYTES: Final = 512 << 20  # a weight of more bytes, such as a large table, is read in parts
 # Type in the graph -> type in the file's words, and in numpy's.
 _STORED: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
     {
@@ -49,6 +50,39 @@ def read_weight(value: ir.Value) -> Array:
         array[place : place + part.size] = part
         place += part.size
     return array.reshape(_shape(value))
+
+
+class FileRows:
+    """A weight ``(N, K)`` of a file whose rows are read when a slice asks for them, as rounding does, part by part."""
+
+    def __init__(self, tensor: ir.ExternalTensor) -> None:
+        self.shape = tuple(int(size) for size in tensor.shape if isinstance(size, int))
+        self.dtype = np.dtype(_STORED[tensor.dtype][1])
+        self._path, self._offset = Path(tensor.path), tensor.offset or 0
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, rows: slice) -> Array:
+        first, last, _ = rows.indices(self.shape[0])
+        width = self.shape[1]
+        with self._path.open("rb") as file:
+            file.seek(self._offset + first * width * self.dtype.itemsize)
+            found = np.fromfile(file, self.dtype, (last - first) * width)
+        if found.size != (last - first) * width:
+            raise BundleError(f"{self._path.name} ends too early; copy or export the bundle again")
+        return found.reshape(-1, width)
+
+
+def rows_of(value: ir.Value) -> Array:
+    """A weight to round: read as a whole where that takes little memory, else in parts.
+
+    Rounding looks at its shape and at slices of rows, which is all that the second form has of an array.
+    """
+    tensor = value.const_value
+    if isinstance(tensor, ir.ExternalTensor) and tensor.nbytes > LARGE_BYTES:
+        return cast(Array, FileRows(tensor))
+    return read_weight(value)
 
 
 @dataclasses.dataclass(frozen=True)

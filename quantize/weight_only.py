@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import onnx_ir as ir
 
 from pinnace.quantize.emit import Emitter
-from pinnace.quantize.int8 import stored_weight
+from pinnace.quantize.int8 import weight_rows
 from pinnace.quantize.packing import ACCURACY_LEVEL, matmul_operands
 from pinnace.quantize.projections import FUSED, Projection
 from pinnace.quantize.rounders import Rounding
@@ -43,7 +43,7 @@ def quantize_projection(
         entries[f"{name}_zero"] = (ir.DataType.UINT8, (N, -(-blocks * bits // 8)))
 
     def make() -> Mapping[str, Array]:
-        found = rounding(stored_weight(projection))
+        found = rounding(weight_rows(projection))
         operands = matmul_operands(found, ACCURACY_LEVEL)
         made: dict[str, Array] = {name: operands.data, f"{name}_scale": operands.scales}
         if operands.zeros is not None:

@@ -33,7 +33,7 @@ from pinnace.spec import FileFact, Variant
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
 PROBE: Final = "probe"
-UNJUDGED: Final = "the bundle has no tokenizer, so that it was calibrated on random tokens and not judged"
+UNJUDGED: Final = "nothing judged it: the bundle has no tokenizer, or judging was switched off"
 
 
 @dataclasses.dataclass(frozen=True)
