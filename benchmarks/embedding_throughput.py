@@ -58,8 +58,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     bundle = export_minilm(checkpoint, folder / "bundle")
     chosen = texts(arguments.texts or (24 if arguments.quick else 300))
     (folder / "texts.json").write_text(json.dumps(chosen), "utf-8")
-    words = ["pinnace", "quantize", str(bundle), "--precision", "int8", "-q"]
-    run_child([sys.executable, "-m", *words], threads=len(affinity()))
+    quantizing = ["pinnace", "quantize", str(bundle), "--precision", "int8", "-q"]
+    run_child([sys.executable, "-m", *quantizing], threads=len(affinity()))
     models = {PINNACE: bundle, INT8: bundle, TRANSFORMERS: checkpoint}
     if arguments.peers_python:
         models |= {SENTENCES: checkpoint, FASTEMBED: bundle}
