@@ -44,7 +44,7 @@ def quality_cells(record: Mapping[str, Any]) -> dict[str, str]:
     Args:
         record: the certificate's entry of the variant.
     """
-    value, reference = float(record["value"]), float(record["fp32"])
+    value, reference = (math.nan if record[key] is None else float(record[key]) for key in ("value", "fp32"))
     judged = not math.isnan(value) and not math.isnan(reference)
     counts = record.get("examples", {})
     against = "labels" if record["labelled"] else "fp32's answers"

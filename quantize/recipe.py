@@ -198,7 +198,9 @@ def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe
         corrections = observed.corrections(group, how, reduced=recipe.reduced)
         hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
         quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections, hessian=hessian)
-        facts |= {"smoothing": how.strength, "error": float(f"{how.error:.3g}")}
+        facts["smoothing"] = how.strength
+        if group.name in observed.activations:  # without data no error is known, and JSON has no NaN
+            facts["error"] = float(f"{how.error:.3g}")
     elif way in QDQ:
         how = observed.tensor_range(group, recipe.calibration, signed=way == "qdq-signed")
         corrections = observed.corrections(group, how, reduced=recipe.reduced)

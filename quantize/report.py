@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -66,10 +67,10 @@ class Entry:
             "bytes": self.bytes,
             "share_of_fp32": round(self.bytes / self.reference_bytes, 4),
             "metric": evaluation.metric,
-            "value": evaluation.value,
-            "fp32": evaluation.reference,
+            "value": _finite(evaluation.value),
+            "fp32": _finite(evaluation.reference),
             "labelled": evaluation.labelled,
-            "details": dict(evaluation.details),
+            "details": {name: _finite(value) for name, value in evaluation.details.items()},
             "milliseconds": dict(self.latency.milliseconds),
             "fp32_milliseconds": dict(self.reference_latency.milliseconds),
             "speedup": dict(self.latency.speedup),
@@ -180,6 +181,11 @@ def candidate_record(
 def _passed(entry: Entry) -> str:
     apart = relieved(entry.candidate)
     return "passes" + (f", {len(apart)} weights nearer to fp32" if apart else "")
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN: what was not judged, or is no number, is null."""
+    return value if math.isfinite(value) else None
 
 
 def _number(value: float) -> str:
