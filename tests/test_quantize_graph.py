@@ -223,8 +223,8 @@ def test_weights_that_are_shared_by_two_groups_are_smoothed_apart(qa: Path, tmp_
     model = load_graph(qa / "model.onnx")
     names = [f"bert.encoder.layer.{i}.output.dense.weight" for i in (0, 1)]
     first, second = (next(p for p in find_projections(model.graph) if p.name == name) for name in names)
-    if (maker := second.weight.uses()[0].node) is not None:
-        maker.replace_input_with(list(maker.inputs).index(second.weight), first.weight)
+    reader = second.weight.consumers()[0]
+    reader.replace_input_with(list(reader.inputs).index(second.weight), first.weight)
     folder = tmp_path / "tied"
     folder.mkdir()
     (folder / "model.safetensors").write_bytes((qa / "model.safetensors").read_bytes())

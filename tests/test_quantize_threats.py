@@ -149,7 +149,8 @@ def test_a_full_disk_leaves_the_old_bundle(fp32_of: Fp32Of, tmp_path: Path) -> N
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
         resource.setrlimit(resource.RLIMIT_FSIZE, (4 << 20, 4 << 20))
 
-    command = [sys.executable, "-m", "pinnace", "quantize", bundle, "--scheme", "int8-uncalibrated", "--data", data]
+    words = ["quantize", str(bundle), "--scheme", "int8-uncalibrated", "--data", str(data)]
+    command = [sys.executable, "-m", "pinnace", *words]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, preexec_fn=shrink)
     assert done.returncode == 5, done.stderr
     assert "Traceback" not in done.stderr
