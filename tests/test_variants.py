@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from pinnace.card import quality_cells
 from pinnace.cli import main
 from pinnace.cli_output import Console
 from pinnace.cli_progress import stages
@@ -370,3 +371,11 @@ def test_steps_are_lines_and_bars_on_terminals() -> None:
     assert "[██████                  ]  25%  effect of query: 0.1 (3 of 12)" in console.err.getvalue()
     say("trying int8")
     assert console.err.getvalue().count("%") == 1
+
+
+def test_what_was_not_judged_is_told_so() -> None:
+    record = {"scheme": "int8", "bytes": 10, "share_of_fp32": 0.25, "metric": "unjudged", "value": None, "fp32": None,
+              "labelled": False, "verdict": "missed: x", "processor": {"name": "a CPU"}}  # fmt: skip
+    cells = quality_cells(record)
+    assert (cells["value"], cells["difference"], cells["of fp32"]) == ("not judged", "unknown", "0.250")
+    assert quality_cells({**record, "value": 0.75, "fp32": 1})["difference"] == "-0.2500"
