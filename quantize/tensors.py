@@ -55,6 +55,8 @@ def read_weight(value: ir.Value) -> Array:
 class FileRows:
     """A weight ``(N, K)`` of a file whose rows are read when a slice asks for them, as rounding does, part by part."""
 
+    ndim: Final = 2
+
     def __init__(self, tensor: ir.ExternalTensor) -> None:
         self.shape = tuple(int(size) for size in tensor.shape if isinstance(size, int))
         self.dtype = np.dtype(_STORED[tensor.dtype][1])
