@@ -1,4 +1,4 @@
-"""The main job in one run: export three BERTs and an Apertus, verify them, and answer where there is no PyTorch."""
+"""The main job in one run: export three BERTs and an Apertus, verify, quantize, and answer without PyTorch."""
 
 from __future__ import annotations
 
@@ -41,6 +41,9 @@ def prepare() -> None:
             shown = [f".../{Path(word).name}" if word == str(checkpoint) else word for word in words]
             print(f"\n$ pinnace {' '.join(shown)}", flush=True)
             subprocess.run([sys.executable, "-m", "pinnace", *words, "--quiet"], check=True, cwd=Path.cwd())
+    words = ["quantize", str(OUT / "glossary-qa"), "--data", str(ROOT / "tests" / "data" / "qa_dev.json")]
+    print(f"\n$ pinnace {' '.join(words[:2])} --data .../qa_dev.json", flush=True)
+    subprocess.run([sys.executable, "-m", "pinnace", *words, "--quiet"], check=True, cwd=Path.cwd())
     print("\nIn a new process, where PyTorch, onnx and transformers cannot be imported:", flush=True)
     subprocess.run([sys.executable, __file__, "answer"], check=True)
 
