@@ -262,7 +262,7 @@ def test_threads_follow_the_environment(folder: Path, monkeypatch: pytest.Monkey
 
 
 def test_an_unknown_precision_or_device(folder: Path) -> None:
-    with pytest.raises(UsageError, match=r"unknown precision of tiny-bert 'int8'(?s:.*)known: fp32"):
+    with pytest.raises(UsageError, match=r"unknown precision of tiny-bert 'int8'(?s:.*)known: auto, fp32"):
         load(folder, "int8")
     for device, word in (
         ("cdua", "Did you mean 'cuda'"),
