@@ -47,6 +47,12 @@ MADE = [
 SHARES = {"int8": 0.28, "int4": 0.2}
 
 
+@pytest.fixture(autouse=True)
+def _own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Results of interrupted searches are remembered by bundle and settings, and poison is not among these."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
+
+
 @pytest.mark.parametrize(("name", "scheme"), MADE)
 def test_gate_size_and_certificate(quantized: Quantized, name: str, scheme: str) -> None:
     """The gate holds, the size is what was promised, and the certificate says both and what became of each weight."""
