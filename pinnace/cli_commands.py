@@ -9,10 +9,10 @@ from typing import Final
 from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_seconds, as_words
 from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_share, as_sizes
 from pinnace.cli_inputs import LINES
-from pinnace.spec import AUTO, PRECISIONS, TARGETS
+from pinnace.spec import AUTO, GRAPH_NAMES, PRECISIONS, TARGETS
 
 EXPORT_PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
-LAYOUTS: Final = ("flat", "hub")
+LAYOUTS: Final = tuple(GRAPH_NAMES)
 QUANTIZED_PRECISIONS: Final = ("int8", "int4", "fp16")
 SCHEME_NAMES: Final = (
     "int8", "int8-token", "int8-uncalibrated", "int8-qdq", "int8-qdq-signed", "int8-weights",

@@ -21,7 +21,6 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         scheme=arguments.scheme,
         auto=bool(arguments.auto),
         max_drop=arguments.max_drop,
-        min_speedup=1.2 if arguments.min_speedup is None else arguments.min_speedup,
         data=arguments.data,
         keep=arguments.keep or (),
         only=arguments.only or (),
@@ -33,6 +32,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         threads=arguments.threads,
         output=arguments.output,
         progress=stages(console),
+        **({} if arguments.min_speedup is None else {"min_speedup": arguments.min_speedup}),
     )
     if arguments.report is not None:
         Path(arguments.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")

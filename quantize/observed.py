@@ -29,10 +29,10 @@ LEAST_ROWS: int = 256  # fewer rows say little of a mean
 
 @dataclasses.dataclass
 class Observed:
-    """Activations by group, empty where nothing was calibrated, and the nodes too large for fp16, if asked for."""
+    """Activations by group, empty where nothing was calibrated, and nodes too large for fp16, None until asked for."""
 
     activations: Mapping[str, Activations]
-    islands: tuple[str, ...] = ()
+    islands: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         self._ranges: dict[tuple[str, bool, bool, bool], Range] = {}

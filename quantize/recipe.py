@@ -179,7 +179,7 @@ def _halved(model: ir.Model, plan: TensorPlan, recipe: Recipe, observed: Observe
     groups, tables = find_groups(model.graph), find_tables(model.graph)
     kept = {str(m.node.name) for g in groups if recipe.groups.get(g.name, KEEP) == KEEP for m in g.members}
     kept |= {str(t.node.name) for t in tables if recipe.tables.get(t.name, KEEP) == KEEP}
-    names = {*observed.islands, *kept}
+    names = {*(observed.islands or ()), *kept}
     islands = tuple(str(node.name) for node in model.graph if node.name in names)
     to_fp16(model, islands)
     decisions = {

@@ -46,7 +46,7 @@ def read_weight(value: ir.Value) -> Array:
         return tensor.numpy()
     array: Array = np.empty(math.prod(_shape(value)), _STORED[tensor.dtype][1])
     place = 0
-    for part in _parts(tensor, str(value.name)):
+    for part in _parts(tensor):
         array[place : place + part.size] = part
         place += part.size
     return array.reshape(_shape(value))
@@ -59,8 +59,7 @@ class FileRows:
 
     def __init__(self, tensor: ir.ExternalTensor) -> None:
         self.shape = tuple(int(size) for size in tensor.shape if isinstance(size, int))
-        self.dtype = np.dtype(_STORED[tensor.dtype][1])
-        self._path, self._offset = Path(tensor.path), tensor.offset or 0
+        self._tensor = tensor
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -68,12 +67,7 @@ class FileRows:
     def __getitem__(self, rows: slice) -> Array:
         first, last, _ = rows.indices(self.shape[0])
         width = self.shape[1]
-        with self._path.open("rb") as file:
-            file.seek(self._offset + first * width * self.dtype.itemsize)
-            found = np.fromfile(file, self.dtype, (last - first) * width)
-        if found.size != (last - first) * width:
-            raise BundleError(f"{self._path.name} ends too early; copy or export the bundle again")
-        return found.reshape(-1, width)
+        return _numbers(self._tensor, first * width, (last - first) * width).reshape(-1, width)
 
 
 def rows_of(value: ir.Value) -> Array:
@@ -174,29 +168,35 @@ def _copied(value: ir.Value) -> Iterator[bytes]:
     """A stored tensor's bytes in the type that the graph wants, a part at a time."""
     tensor, wanted = value.const_value, _type(value)
     assert isinstance(tensor, ir.ExternalTensor)
-    for part in _parts(tensor, str(value.name)):
+    for part in _parts(tensor):
         half = wanted == ir.DataType.FLOAT16 and tensor.dtype != wanted
         yield (halved(str(value.name), part) if half else part).tobytes()
 
 
-def _parts(tensor: ir.ExternalTensor, name: str) -> Iterator[Array]:
-    """Read a stored tensor's numbers, `CHUNK` at a time.
+def _parts(tensor: ir.ExternalTensor) -> Iterator[Array]:
+    """Read a stored tensor's numbers, `CHUNK` at a time."""
+    count = math.prod(tensor.shape.numpy())
+    for first in range(0, count, CHUNK):
+        yield _numbers(tensor, first, min(CHUNK, count - first))
+
+
+def _numbers(tensor: ir.ExternalTensor, first: int, count: int) -> Array:
+    """Read some of a stored tensor's numbers, counted from ``first``.
+
+    Read rather than mapped: the pages of a mapped file would count as this process's memory until its end.
 
     Raises:
         BundleError: the file ends too early.
     """
-    left = math.prod(tensor.shape.numpy())
-    # Read rather than mapped: the pages of a mapped file would count as this process's memory until its end.
+    dtype = np.dtype(_STORED[tensor.dtype][1])
     with Path(tensor.path).open("rb") as file:
-        file.seek(tensor.offset or 0)
-        while left > 0:
-            part = np.fromfile(file, _STORED[tensor.dtype][1], min(left, CHUNK))
-            if not part.size:
-                raise BundleError(
-                    f"{Path(tensor.path).name} ends within tensor {name!r}; copy or export the bundle again"
-                )
-            left -= part.size
-            yield part
+        file.seek((tensor.offset or 0) + first * dtype.itemsize)
+        found = np.fromfile(file, dtype, count)
+    if found.size != count:
+        raise BundleError(
+            f"{Path(tensor.path).name} ends within tensor {tensor.name!r}; copy or export the bundle again"
+        )
+    return found
 
 
 def _type(value: ir.Value) -> ir.DataType:

@@ -90,8 +90,8 @@ class Workshop:
         self._calibration, self._max_drop, self.say = calibration, max_drop, say
         self._kept = Kept() if kept is None else kept
         self._activations: dict[str, Activations] = {}
+        self._observed = Observed(self._activations)  # one for all candidates, so that ranges are searched for once
         self._feeds: list[dict[str, Any]] | None = None
-        self._islands: tuple[str, ...] | None = None
         self._on_disk: dict[str, tuple[str, Recipe, Written]] = {}
         self._judge: Judge | None = None
         self.reference = _unjudged(source, REFERENCE)
@@ -130,11 +130,11 @@ class Workshop:
             self._activations |= observe(
                 model, folder, values, self.feeds(), hessians=hessians, histograms=recipe.histograms
             )
-        if recipe.half and self._islands is None:
+        if recipe.half and self._observed.islands is None:
             self.say(f"looking on {len(self.feeds())} inputs for numbers beyond fp16")
             path = self.scratch / self.bundle.variant(REFERENCE).graph
-            self._islands = too_large_for_fp16(self.graph(), path, self.feeds())
-        return Observed(self._activations, self._islands or ())
+            self._observed.islands = too_large_for_fp16(self.graph(), path, self.feeds())
+        return self._observed
 
     def make(self, scheme: str, precision: str, recipe: Recipe) -> Candidate:
         """Write the variant of a recipe over the last one of this precision, and judge it, unless that is known."""

@@ -18,7 +18,7 @@ import pytest
 
 from pinnace import __version__, cli_machine
 from pinnace.cli import main
-from pinnace.cli_commands import COMMANDS, EXPORT_PRECISIONS, LAYOUTS
+from pinnace.cli_commands import CALIBRATIONS, COMMANDS, EXPORT_PRECISIONS, LAYOUTS, QUANTIZED_PRECISIONS, SCHEME_NAMES
 from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
 from pinnace.cli_output import Console, to_json
 from pinnace.errors import NumericalError, UsageError
@@ -179,6 +179,14 @@ def test_choices_are_those_of_the_builder() -> None:
 
     assert set(EXPORT_PRECISIONS) == set(builder.WRITTEN)
     assert set(LAYOUTS) == set(builder.FOLDERS)
+
+
+def test_choices_are_those_of_the_quantizer() -> None:
+    from pinnace.quantize import request, schemes, thresholds
+
+    assert set(SCHEME_NAMES) == set(schemes.SCHEMES)
+    assert set(QUANTIZED_PRECISIONS) == set(request.DEFAULTS)
+    assert set(CALIBRATIONS) == set(thresholds.METHODS)
 
 
 def raiser(error: BaseException) -> Callable[..., int]:
