@@ -179,12 +179,14 @@ def test_a_hostile_template_costs_less_than_a_second_and_an_error(name: str) -> 
     template = ChatTemplate(BOMBS[name])
     with pytest.raises((BundleError, InputError)):  # starts the process, which is not part of the time
         template.render(CHATS["one"])
-    started = time.monotonic()
-    with pytest.raises((BundleError, InputError)) as caught:
-        template.render(CHATS["one"])
-    elapsed = time.monotonic() - started
+    times: list[float] = []
+    while min(times, default=2.0) >= 1.5 and len(times) < 3:  # a busy machine may be late once, a hang is late always
+        started = time.monotonic()
+        with pytest.raises((BundleError, InputError)) as caught:
+            template.render(CHATS["one"])
+        times.append(time.monotonic() - started)
     # A process that died is started again within the time, as it would be for a server's next request.
-    assert elapsed < 1.5, caught.value
+    assert min(times) < 1.5, caught.value
     assert len(str(caught.value)) < 1000
     assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "next"}]) == "next"
 

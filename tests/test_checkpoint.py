@@ -266,9 +266,9 @@ def test_opening_reads_no_weight(tmp_path: Path) -> None:
     with (tmp_path / SINGLE_NAME).open("wb") as file:
         file.write(len(header).to_bytes(8, "little") + header)
         file.truncate(8 + len(header) + size)
-    began = time.perf_counter()
+    began = time.thread_time()
     place = Checkpoint.open(tmp_path).tensors["w"]
-    assert time.perf_counter() - began < 1
+    assert time.thread_time() - began < 1
     assert place.end - place.start == size
 
 

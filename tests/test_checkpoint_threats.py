@@ -191,14 +191,14 @@ def test_bad_headers_are_refused_in_bounded_time_and_memory(name: str, tmp_path:
         import sys, time
         from pinnace.errors import CheckpointError
         from pinnace.models.checkpoint import Checkpoint
-        began = time.perf_counter()
+        began = time.process_time()
         try:
             Checkpoint.open(sys.argv[1])
         except CheckpointError as error:
             print(error)
         else:
             sys.exit("was accepted")
-        if time.perf_counter() - began > 1:
+        if time.process_time() - began > 1:
             sys.exit("took too long")
     """
 

@@ -64,10 +64,10 @@ def test_bad_input_is_refused_before_anything_runs(
     opened: Opened, name: str, given: Any, options: dict[str, Any], error: type[Exception], text: str
 ) -> None:
     generator = opened.generator(name)
-    began = time.perf_counter()
+    began = time.process_time()
     with pytest.raises(error, match=text):
         generator.generate(given, **options)
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
     with pytest.raises(error, match=text):
         list(generator.stream(given, **options))
 

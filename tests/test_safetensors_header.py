@@ -86,10 +86,10 @@ def test_bloated_header_is_refused_quickly(tmp_path: Path) -> None:
     empty = b'{"dtype":"F32","shape":[0],"data_offsets":[0,0]}'
     header = b"{" + b",".join(b'"%d":%s' % (i, empty) for i in range(240_000)) + b"}"
     path = write(tmp_path / "model.safetensors", header)
-    start = time.monotonic()
+    start = time.thread_time()
     with pytest.raises(CheckpointError, match=f"{MAX_TENSORS:,} tensors"):
         read_header(path)
-    assert time.monotonic() - start < 1
+    assert time.thread_time() - start < 1
 
 
 def test_not_a_regular_file(tmp_path: Path) -> None:

@@ -108,10 +108,10 @@ def test_bad_inputs_are_refused_before_anything_runs(
     session: Session, change: Callable[[Inputs], Inputs], word: str
 ) -> None:
     inputs = example(2, 5)
-    start = time.perf_counter()
+    start = time.thread_time()  # of this thread alone: what else the machine does is not counted
     with pytest.raises(InputError, match=r"(?s)" + word):
         session.run(change(inputs))
-    assert time.perf_counter() - start < 0.05
+    assert time.thread_time() - start < 0.05
     np.testing.assert_allclose(session.run(inputs)["last_hidden_state"], expected(inputs), atol=1e-6)
 
 
