@@ -12,7 +12,7 @@ from torch import nn
 
 from pinnace.compare import Gate, difference
 from pinnace.export.cases import Case
-from pinnace.runtime.ort import plain_session
+from pinnace.runtime.ort import plain_session, run_plain
 
 if TYPE_CHECKING:
     from pinnace.export.interface import Interface
@@ -38,7 +38,7 @@ def first_divergence(graph: Path, model: nn.Module, interface: Interface, case: 
         ir.save(probe, path)
         session = plain_session(path)
         names = sorted({str(value.name) for value in last.values()})
-        values = dict(zip(names, session.run(names, dict(case.inputs)), strict=True))
+        values = dict(zip(names, run_plain(session, names, case.inputs), strict=True))
         got = {module: values[str(value.name)] for module, value in last.items()}
     finally:
         path.unlink(missing_ok=True)

@@ -9,8 +9,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pinnace.export.interface import CAPACITY, PAST, Interface
-from pinnace.spec import Limits
+from pinnace.export.interface import CAPACITY, Interface
+from pinnace.spec import PAST, Limits
 
 Array = npt.NDArray[Any]
 PAST_KEY: Final = f"{PAST}.0.key"

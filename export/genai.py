@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from pinnace.errors import BundleError
 from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.spec import Manifest
+from pinnace.spec import PAST, PRESENT, Manifest
 
 GENAI_NAME: Final = "genai_config.json"
 # GenAI knows families by name, and neither Apertus nor BERT is one. This type says no more than "a decoder that takes
@@ -28,10 +28,10 @@ _SEARCH: Final = (
 )  # fmt: skip
 # GenAI's fields for the names of a cache's tensors -> those names, with the layer's number left open.
 _PAST: Final[Mapping[str, str]] = types.MappingProxyType(
-    {"past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
+    {"past_key_names": f"{PAST}.%d.key", "past_value_names": f"{PAST}.%d.value"}
 )
 _PRESENT: Final[Mapping[str, str]] = types.MappingProxyType(
-    {"present_key_names": "present.%d.key", "present_value_names": "present.%d.value"}
+    {"present_key_names": f"{PRESENT}.%d.key", "present_value_names": f"{PRESENT}.%d.value"}
 )
 
 

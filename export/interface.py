@@ -10,10 +10,8 @@ from pinnace.errors import UsageError
 from pinnace.export.lowering_ort import shares_cache
 from pinnace.export.tasks import DYNAMIC_AXES, Task, limits_of, sizes, with_sizes
 from pinnace.models.ops import last_position
-from pinnace.spec import CacheSpec, TensorSpec
+from pinnace.spec import PAST, PRESENT, CacheSpec, TensorSpec
 
-PAST: Final = "past_key_values"
-PRESENT: Final = "present"
 CAPACITY: Final = "capacity"  # of a cache that does not grow: a size that only the option fixes
 
 

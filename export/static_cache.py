@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from pinnace.errors import UsageError
-from pinnace.export.interface import CAPACITY, PAST, PRESENT, Interface, Options, interface
+from pinnace.export.interface import CAPACITY, Interface, Options, interface
 from pinnace.export.tasks import Task
-from pinnace.spec import TensorSpec
+from pinnace.spec import PAST, PRESENT, TensorSpec, is_cached
 
 SCATTER_OPSET: Final = 24  # first version with TensorScatter
 
@@ -103,7 +103,7 @@ def _static(growing: Interface, capacity: int, target: str, opset: int) -> Stati
         raise UsageError(f"{asked}: expected {least} to {cache.capacity}, the new tokens' number and the model's limit")
 
     def fixed(spec: TensorSpec) -> TensorSpec:
-        wide = spec.name == "attention_mask" or spec.name.startswith((PAST, PRESENT))
+        wide = spec.name == "attention_mask" or is_cached(spec.name)
         axes = (capacity if wide and axis in ("past_sequence", "total_sequence") else axis for axis in spec.shape)
         return dataclasses.replace(spec, shape=tuple(axes))
 

@@ -17,9 +17,9 @@ from pinnace.compare import GATES, Difference, difference
 from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, first_tokens, real_part
-from pinnace.export.interface import PAST, Interface
-from pinnace.runtime.ort import plain_session
-from pinnace.spec import TensorSpec
+from pinnace.export.interface import Interface
+from pinnace.runtime.ort import plain_session, run_plain
+from pinnace.spec import PAST, PRESENT, TensorSpec
 
 Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
@@ -55,7 +55,7 @@ def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
             lost, extra = sorted(set(inputs) - expected), sorted(expected - set(inputs))
             raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and adds {extra or 'none'}")
         with _as_failure(f"{path.name} does not run on {_shapes(inputs)}"):
-            return dict(zip(names, session.run(names, dict(inputs)), strict=True))
+            return dict(zip(names, run_plain(session, names, inputs), strict=True))
 
     return run
 
@@ -131,7 +131,7 @@ def _comparable(interface: Interface, case: Case) -> list[TensorSpec]:
     """
     cache = interface.cache
     ragged = len(set(case.past)) > 1 and cache is not None and cache.in_place and not cache.fixed
-    return [spec for spec in interface.outputs if not (ragged and spec.name.startswith("present"))]
+    return [spec for spec in interface.outputs if not (ragged and spec.name.startswith(PRESENT))]
 
 
 def _merge(into: dict[str, Difference], name: str, found: Difference) -> None:
@@ -182,7 +182,7 @@ def _compare_steps(
     first = FIRST_STEP
     half = run(first_tokens(case.inputs, first))
     rest = {n: a if n == "attention_mask" else a[:, first:] for n, a in case.inputs.items() if not n.startswith(PAST)}
-    rest |= {n.replace("present", PAST): half[n] for n in half if n.startswith("present")}
+    rest |= {n.replace(PRESENT, PAST): half[n] for n in half if n.startswith(PRESENT)}
     got = run({name: np.ascontiguousarray(array) for name, array in rest.items()})
     found = difference(got["logits"][:, -1], whole["logits"][:, -1])
     if miss := found.miss(dataclasses.replace(GATES[precision], min_top1=0.0)):

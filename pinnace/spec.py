@@ -23,6 +23,9 @@ MANIFEST_FORMAT: Final = 1
 AUTO: Final = "auto"  # in place of a precision: the best variant for the device at hand
 CHOSEN_BY_AUTO: Final = "chosen_by_auto"  # certificate: the fastest of several that were measured
 EXACT_INT8_DOT: Final = "exact-int8-dot"  # a variant's need: sums of int8 products that do not saturate
+# A decoder's keys and values, before a run and after it: ``past_key_values.0.key``, ``present.0.key``.
+PAST: Final = "past_key_values"
+PRESENT: Final = "present"
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
 TARGETS: Final = ("ort", "onnx")
 # Layout -> precision -> name of the graph's file; the hub's names are those of transformers.js.
@@ -208,6 +211,11 @@ class Manifest:
             if not is_plain_name(name):
                 raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is no plain name inside the bundle")
         return manifest
+
+
+def is_cached(name: str) -> bool:
+    """Whether an input or output of a graph holds keys or values of a decoder's cache."""
+    return name.startswith((f"{PAST}.", f"{PRESENT}."))
 
 
 def is_plain_name(name: str) -> bool:

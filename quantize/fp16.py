@@ -10,6 +10,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pinnace.errors import CheckFailed
+from pinnace.spec import is_cached
 
 FLOAT, HALF = ir.DataType.FLOAT, ir.DataType.FLOAT16
 _SIZE_READERS: Final = frozenset({"Shape", "Size"})  # they read no numbers, so no Cast stands before them
@@ -39,7 +40,8 @@ def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
        since who writes them converts them, a part at a time.
     2. Nodes named in ``islands`` compute in fp32; a Cast stands on each edge between an island and the rest, none
        between two nodes of islands.
-    3. Graph inputs and outputs keep their types, so that every precision is called the same way.
+    3. Graph inputs and outputs keep their types, so that every precision is called the same way; but a decoder's keys
+       and values are fp16, or each step would convert the whole cache, and none could write into it in place.
 
     Args:
         model: a graph whose weights are unbound or in files.
@@ -50,7 +52,12 @@ def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
     """
     graph = model.graph
     floats = float_values(graph)
-    wide = {id(value) for value in graph.inputs if id(value) in floats}  # values that stay fp32
+    wide: set[int] = set()  # values that stay fp32
+    for value in graph.inputs:
+        if id(value) in floats and is_cached(str(value.name)):
+            value.type = ir.TensorType(HALF)
+        elif id(value) in floats:
+            wide.add(id(value))
     for value in graph.initializers.values():
         if id(value) in floats:
             _halve(value)
@@ -68,8 +75,9 @@ def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
                 if is_island:
                     wide.add(id(made))
     for index, value in enumerate(graph.outputs):
-        if id(value) in floats and id(value) not in wide:
-            graph.outputs[index] = _widened(graph, value)
+        wanted = HALF if is_cached(str(value.name)) else FLOAT
+        if id(value) in floats and (id(value) in wide) != (wanted == FLOAT):
+            graph.outputs[index] = _given_as(graph, value, wanted)
     return bool(floats)
 
 
@@ -113,12 +121,12 @@ def _cast(
     return casts[key]
 
 
-def _widened(graph: ir.Graph, value: ir.Value) -> ir.Value:
-    """A graph output's value cast back to fp32, under the output's own name."""
+def _given_as(graph: ir.Graph, value: ir.Value, wanted: ir.DataType) -> ir.Value:
+    """A graph output's value cast to the type that callers get, under the output's own name."""
     name = value.name
-    value.name = f"{name}_fp16"
-    node = ir.node("Cast", [value], attributes={"to": FLOAT}, name=f"/casts/{name}")
+    value.name = f"{name}_inner"
+    node = ir.node("Cast", [value], attributes={"to": wanted}, name=f"/casts/{name}")
     result = node.outputs[0]
-    result.name, result.type, result.shape = name, ir.TensorType(FLOAT), value.shape
+    result.name, result.type, result.shape = name, ir.TensorType(wanted), value.shape
     graph.append(node)
     return result

@@ -27,8 +27,8 @@ from pinnace.quantize.variant import REFERENCE, Written, write_variant
 from pinnace.records import build
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
-from pinnace.runtime.ort import plain_session
-from pinnace.spec import FileFact, Variant
+from pinnace.runtime.ort import plain_session, run_plain
+from pinnace.spec import FileFact, Variant, is_cached
 
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured
@@ -218,8 +218,8 @@ class Workshop:
     def _outputs(graph: Path, chosen: list[dict[str, Any]]) -> list[Any]:
         """The task's own outputs, without the cache."""
         session = plain_session(graph)
-        names = [output.name for output in session.get_outputs() if not output.name.startswith("present")]
-        return [array for feed in chosen for array in session.run(names, feed)]
+        names = [output.name for output in session.get_outputs() if not is_cached(output.name)]
+        return [array for feed in chosen for array in run_plain(session, names, feed)]
 
 
 def _read_judged(data: Any) -> tuple[Written, Evaluation]:

@@ -14,6 +14,7 @@ from pinnace.runtime.kvcache import make_cache
 from pinnace.runtime.kvcache_base import Cache, RowState
 from pinnace.runtime.native import run_error
 from pinnace.runtime.session import Session
+from pinnace.spec import PAST, is_cached
 
 # Logits of one run may take this many bytes; longer prompts are run in pieces where the graph gives all positions.
 LOGITS_BYTES: Final = 64 << 20
@@ -65,12 +66,11 @@ class Decoder:
         self.extra_inputs = [
             spec.name
             for spec in manifest.inputs
-            if spec.name not in ("input_ids", "attention_mask", "position_ids")
-            and not spec.name.startswith("past_key_values.")
+            if spec.name not in ("input_ids", "attention_mask", "position_ids") and not is_cached(spec.name)
         ]
         native = session.native
         types = {value.name: value.type for value in (*native.get_inputs(), *native.get_outputs())}
-        self.cache_dtype = _FLOATS[types["past_key_values.0.key"]]
+        self.cache_dtype = _FLOATS[types[f"{PAST}.0.key"]]
         self.logits_dtype = np.dtype(_FLOATS[types["logits"]])
 
     def check(self, row: Array, place: str, least: int = 1) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.kvcache_base import Cache, RowState, Store
-from pinnace.spec import CacheSpec
+from pinnace.spec import PAST, PRESENT, CacheSpec
 
 # Buffers grow by this many tokens at once: rarely, and without taking memory for the model's whole limit.
 BLOCK: Final = 256
@@ -36,7 +36,7 @@ class SharedCache(Cache):
     def bind(self, binding: Any, tokens: int) -> None:
         """Bind each buffer to the past and to the present."""
         shape = (self.rows, self.spec.heads, self._capacity, self.spec.head_size)
-        pasts, presents = self._names("past_key_values"), self._names("present")
+        pasts, presents = self._names(PAST), self._names(PRESENT)
         for store, past, present in zip(self._stores, pasts, presents, strict=True):
             for call, name in ((binding.bind_input, past), (binding.bind_output, present)):
                 call(name, store.device, store.device_id, store.dtype.type, shape, store.address)
@@ -166,8 +166,8 @@ class GrowingCache(Cache):
         """Bind one set as the past, the other as the present."""
         heads, size = self.spec.heads, self.spec.head_size
         for call, names, stores, width in (
-            (binding.bind_input, self._names("past_key_values"), self._sets[0], self._past),
-            (binding.bind_output, self._names("present"), self._sets[1], self._past + tokens),
+            (binding.bind_input, self._names(PAST), self._sets[0], self._past),
+            (binding.bind_output, self._names(PRESENT), self._sets[1], self._past + tokens),
         ):
             shape = (self.rows, heads, width, size)
             for name, store in zip(names, stores, strict=True):

@@ -113,7 +113,7 @@ def _is_device_error(text: str) -> bool:
 
 
 def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str]:
-    """Check that the graph has the manifest's inputs and outputs, and return the types of its inputs.
+    """Check that the graph has the manifest's inputs and outputs, and return the types that they have in it.
 
     Float types may differ: one manifest speaks for the fp32 and the fp16 variant.
 
@@ -138,8 +138,7 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
                 raise BundleError(
                     f"{graph}: the {kind} {name!r} has the type {found[name]}, manifest.json says {dtype}"
                 )
-        if kind == "input":
-            dtypes = found
+        dtypes |= found
     return dtypes
 
 

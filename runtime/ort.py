@@ -10,8 +10,12 @@ import contextlib
 import importlib.metadata
 import os
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
 
 from pinnace.errors import MachineError
 
@@ -65,4 +69,23 @@ def plain_session(graph: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-__all__ = ["CPU_PACKAGE", "GPU_PACKAGE", "GPU_REMEDY", "clash", "onnxruntime", "package_versions", "plain_session"]
+def run_plain(
+    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
+) -> list[npt.NDArray[Any]]:
+    """Run a plain session; fp32 keys and values are rounded where a graph takes fp16 ones."""
+    halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
+    given = {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
+    made: list[npt.NDArray[Any]] = session.run(list(names), given)
+    return made
+
+
+__all__ = [
+    "CPU_PACKAGE",
+    "GPU_PACKAGE",
+    "GPU_REMEDY",
+    "clash",
+    "onnxruntime",
+    "package_versions",
+    "plain_session",
+    "run_plain",
+]

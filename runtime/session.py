@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import dataclasses
 import os
 import threading
 import time
@@ -109,13 +110,13 @@ class Session:
 
     @property
     def inputs(self) -> tuple[TensorSpec, ...]:
-        """The inputs: names, types, shapes."""
-        return self.bundle.manifest.inputs
+        """The inputs: names, types, shapes; an fp16 decoder takes its keys and values as float16."""
+        return self._as_typed(self.bundle.manifest.inputs)
 
     @property
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs: names, types, shapes."""
-        return self.bundle.manifest.outputs
+        return self._as_typed(self.bundle.manifest.outputs)
 
     @property
     def numerical_errors(self) -> int:
@@ -225,6 +226,9 @@ class Session:
                 self._memory = threads.memory_limit()
                 self._bundle, self._native = bundle, native
         return self._native
+
+    def _as_typed(self, specs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(dataclasses.replace(spec, dtype=self._dtypes[spec.name]) for spec in specs)
 
     def _output_names(self, asked: Sequence[str] | None) -> list[str]:
         known = [spec.name for spec in self.outputs]

@@ -18,6 +18,7 @@ import pytest
 import torch
 import transformers
 
+import pinnace
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.export import functions, lowering_onnx, lowering_ort, validate
 from pinnace.export.builder import Exported, export
@@ -30,7 +31,9 @@ from pinnace.export.weights import unbound
 from pinnace.models.apertus import ApertusForCausalLM
 from pinnace.models.apertus_config import ApertusConfig
 from pinnace.models.bert_config import BertConfig
+from pinnace.runtime.generation import Generator
 from pinnace.runtime.hygiene import check_graph
+from pinnace.runtime.verify import verify_bundle
 from pinnace.safetensors_header import read_header
 from tests.apertus_oracle import ROTARY, pair
 from tests.export_oracle import run
@@ -38,6 +41,7 @@ from tests.export_oracle import run
 Array = npt.NDArray[Any]
 DATA = Path(__file__).parent / "data"
 ATOL = 2e-5
+KV = ("key", "value")
 VARIANTS: dict[str, dict[str, Any]] = {
     **{kind: {"rope_parameters": dict(rope)} for kind, rope in ROTARY.items()},
     "one group": {"num_key_value_heads": 1},
@@ -262,6 +266,29 @@ def test_half_precision_passes_its_gate(target: str, tmp_path: Path) -> None:
     found = made.certificate["variants"]["fp16"]["outputs"]
     assert found["logits"]["cosine"] >= 0.999
     assert made.manifest.variants["fp16"].graph == "model_fp16.onnx"
+    assert verify_bundle(made.path).ok
+
+
+@pytest.mark.parametrize("target", ["ort", "onnx"])
+def test_a_cache_in_half_precision_is_read_and_written_as_it_is(target: str, tmp_path: Path) -> None:
+    made = export(
+        DATA / "apertus-glossary", task="generate", output=tmp_path / "bundle", target=target, precision="fp16"
+    )
+    graph = onnx.load(made.path / "model_fp16.onnx", load_external_data=False).graph
+    cache = {v.name for v in (*graph.input, *graph.output) if v.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16}
+    assert cache == {f"{way}.{i}.{part}" for way in ("past_key_values", "present") for i in range(4) for part in KV}
+    # No Cast between the graph's cache and the attention: in place means in place.
+    casts = {name for node in graph.node if node.op_type == "Cast" for name in (*node.input, *node.output)}
+    assert not cache & casts
+    session = pinnace.load(made.path, precision="fp16", threads=1)
+    assert {spec.dtype for spec in (*session.inputs, *session.outputs) if spec.name in cache} == {"float16"}
+    generator = Generator(session)
+    rows = [np.arange(4, 4 + length) for length in (3, 17, 9)]
+    together = [row[0].ids.tolist() for row in generator.generate(rows, max_new_tokens=24)]
+    assert together == [generator.generate([row], max_new_tokens=24)[0][0].ids.tolist() for row in rows]
+    wide = Generator(pinnace.load(made.path, threads=1)).generate(rows, max_new_tokens=24)
+    same = [a == b for one, other in zip(together, wide, strict=True) for a, b in zip(one, other[0].ids, strict=False)]
+    assert sum(same) >= 0.9 * len(same)
 
 
 def test_other_words_stay_errors() -> None:
