@@ -28,11 +28,13 @@ def main() -> int:
     made.add_argument("--threads", type=int, default=1)
     made.add_argument("--shape")
     made.add_argument("--precision", default="fp32")
+    made.add_argument("--device", default="cpu")
     arguments = made.parse_args()
     if arguments.shape:
         build_genai(json.loads(arguments.shape), arguments.model, arguments.precision)
-    elif arguments.precision != "fp32" and arguments.name in (ORT, ONNX):
-        serve(Pinnace(arguments.model, arguments.threads, arguments.precision))
+    elif arguments.name in (ORT, ONNX, TRANSFORMERS):
+        load = LOADERS[arguments.name]
+        serve(load(arguments.model, arguments.threads, arguments.precision, arguments.device))
     else:
         serve(LOADERS[arguments.name](arguments.model, arguments.threads))
     return 0
@@ -82,11 +84,12 @@ def prompt_ids(size: int, vocabulary: int, seed: int = 0) -> list[int]:
 class Pinnace:
     """The bundle's generator, greedy; no token ends a row."""
 
-    def __init__(self, model: Path, threads: int, precision: str = "fp32") -> None:
+    def __init__(self, model: Path, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
         import pinnace
         from pinnace.runtime.generation import Generator
 
-        self.generator = Generator(pinnace.load(model, precision=precision, threads=threads))
+        self.session = pinnace.load(model, precision=precision, device=device, threads=threads)
+        self.generator = Generator(self.session)
         self.vocabulary = self.generator.decoder.vocabulary
         self.options: dict[str, Any] = {"eos_token_id": ()}
 
@@ -115,6 +118,11 @@ class Pinnace:
         with RunLimit(None, None, None) as limit:
             _, found = self.generator.decoder.prompt([np.array(prompt_ids(prompt, self.vocabulary))], limit)
         return {"logits": found[0].tolist()}
+
+    def placement(self) -> dict[str, list[str]]:
+        """Give the kinds of nodes that each provider runs; a node's kind is the last part of its name."""
+        found = self.session.placement()
+        return {name: sorted({node.rpartition("/")[2].partition("_")[0] for node in found[name]}) for name in found}
 
 
 class Toy(Pinnace):
@@ -158,13 +166,14 @@ class Toy(Pinnace):
 class Transformers:
     """AutoModelForCausalLM on PyTorch, greedy, with its own cache."""
 
-    def __init__(self, model: Path, threads: int) -> None:
+    def __init__(self, model: Path, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
         import torch
         from transformers import AutoModelForCausalLM
 
         torch.set_num_threads(threads)
-        self.torch = torch
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.torch, self.device = torch, device
+        dtype = {"fp32": torch.float32, "fp16": torch.float16}[precision]
+        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=dtype).eval().to(device)
         self.model.generation_config.eos_token_id = None
         self.vocabulary = int(self.model.config.vocab_size)
 
@@ -181,7 +190,7 @@ class Transformers:
             def end(self) -> None:
                 """Nothing is held back."""
 
-        given = self.torch.tensor([ids])
+        given = self.torch.tensor([ids], device=self.device)
         with self.torch.inference_mode():
             self.model.generate(
                 given, attention_mask=self.torch.ones_like(given), max_new_tokens=count, do_sample=False,
@@ -191,7 +200,8 @@ class Transformers:
     def logits(self, prompt: int) -> dict[str, list[float]]:
         """Give the logits behind a prompt."""
         with self.torch.inference_mode():
-            found = self.model(self.torch.tensor([prompt_ids(prompt, self.vocabulary)])).logits
+            given = self.torch.tensor([prompt_ids(prompt, self.vocabulary)], device=self.device)
+            found = self.model(given).logits
         return {"logits": found[0, -1].tolist()}
 
 

@@ -145,11 +145,11 @@ def step_bytes(shape: Mapping[str, int], context: int) -> int:
     return 4 * (layers * layer + hidden + shape["vocab_size"] * hidden)
 
 
-def export(shape: Mapping[str, int], target: str, output: Path) -> None:
-    """Export Apertus with random weights; the same seed gives every target the same ones."""
+def export(shape: Mapping[str, int], target: str, output: Path, *more: str) -> None:
+    """Export Apertus with random weights, the same for every target; ``more`` are further flags."""
     config = ",".join(f"{name}={value}" for name, value in shape.items())
     words: list[str | Path] = ["pinnace", "export", "apertus", "--task", "generate", "--random-weights", "-q"]
-    words += ["--config", config, "--target", target, "-o", output, "--no-validate"]
+    words += ["--config", config, "--target", target, "-o", output, "--no-validate", *more]
     run_child([sys.executable, "-m", *words], threads=len(affinity()))
 
 

@@ -15,6 +15,7 @@ import pinnace
 from pinnace.compare import GATES, Difference
 from pinnace.export.cases import Case
 from pinnace.export.validate import Outputs, Validation
+from pinnace.runtime.ort import onnxruntime
 from pinnace.spec import GOLDEN_NAME, NOT_VALIDATED
 
 
@@ -58,9 +59,9 @@ def to_json(record: Mapping[str, Any]) -> str:
 
 def tools() -> dict[str, str]:
     """Versions that made the bundle; the same tools make the same bytes."""
-    packages = ("torch", "onnx-ir", "onnxruntime", "numpy")
-    versions = {name: importlib.metadata.version(name).partition("+")[0] for name in packages}
-    return {"pinnace": pinnace.__version__, **versions}
+    versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx-ir", "numpy")}
+    versions["onnxruntime"] = onnxruntime.__version__  # whichever of its distributions brought it
+    return {"pinnace": pinnace.__version__, **{name: v.partition("+")[0] for name, v in versions.items()}}
 
 
 def write_golden(folder: Path, cases: Mapping[str, tuple[Case, Outputs]]) -> None:

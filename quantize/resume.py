@@ -17,13 +17,14 @@ from typing import Any, Final, TypeVar
 from pinnace.errors import CheckFailed, PinnaceError
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
+from pinnace.runtime.ort import CPU_PACKAGE, GPU_PACKAGE
 from pinnace.runtime.verdicts import cache_folder, write_private
 from pinnace.spec import MANIFEST_NAME
 
 T = TypeVar("T")
 
 _KEEP_SECONDS: Final = 30 * 24 * 3600  # what nobody came back for is removed
-_PACKAGES: Final = ("numpy", "onnxruntime", "onnx-ir", "tokenizers")
+_PACKAGES: Final = ("numpy", CPU_PACKAGE, GPU_PACKAGE, "onnx-ir", "tokenizers")
 
 
 class Kept:

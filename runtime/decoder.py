@@ -159,7 +159,8 @@ class Batch:
         self.decoder = decoder
         self.cache = cache
         self._binding = decoder.session.native.io_binding()
-        self._bound: tuple[int, ...] = ()
+        self._bound: tuple[int, ...] = ()  # what the cache and the logits are bound for
+        self._fed: tuple[int, ...] = ()  # what the feeds are bound for
         self._feeds: dict[str, Array] = {}
         self._logits: Array = np.empty(0, decoder.logits_dtype)
 
@@ -208,25 +209,28 @@ class Batch:
             raise Stopped
         cache.reserve(tokens)
         mask = cache.mask(counts, tokens)
-        key = (cache.version, rows, tokens, mask.shape[1], int(mask.ctypes.data))
-        if key != self._bound or cache.device != "cpu":
-            self._bind(rows, tokens, mask)
+        bound = (cache.version, rows, tokens)
+        fed = (*bound, mask.shape[1], int(mask.ctypes.data))
+        if bound != self._bound:
+            self._bind(rows, tokens)
         feeds = self._feeds
+        feeds["attention_mask"] = mask
         np.copyto(feeds["input_ids"], ids)
         places = feeds["position_ids"]
         np.add(cache.lengths[:, None], np.arange(tokens), out=places)
         if tokens > 1:
             np.minimum(places, decoder.limit - 1, out=places)
-        if cache.device != "cpu":
+        # A device gets a copy of each feed when it is bound; the CPU reads the arrays themselves.
+        if fed != self._fed or cache.device != "cpu":
             self._bind_feeds()
         try:
             decoder.session.native.run_with_iobinding(self._binding, limit.options)
         except Exception as error:
-            self._bound = ()
+            self._bound = self._fed = ()
             if limit.reason() is not None:
                 raise Stopped from None
             raise run_error(error) from None
-        self._bound = key
+        self._bound, self._fed = bound, fed
         cache.advance(counts, tokens)
         return self._logits if self._logits.dtype == np.float32 else self._logits.astype(np.float32)
 
@@ -234,19 +238,18 @@ class Batch:
         """Let a row enter behind the others."""
         self.cache.load([state])
 
-    def _bind(self, rows: int, tokens: int, mask: Array) -> None:
+    def _bind(self, rows: int, tokens: int) -> None:
         decoder = self.decoder
         shape = (rows, tokens if decoder.every_position else 1, decoder.vocabulary)
         if self._logits.shape != shape:
             self._logits = np.empty(shape, decoder.logits_dtype)
-        if self._feeds.get("input_ids", mask[:0]).shape != (rows, tokens):
+        if not self._feeds or self._feeds["input_ids"].shape != (rows, tokens):
             self._feeds = {
                 name: np.zeros((rows, tokens), np.int64)
                 for name in ("input_ids", "position_ids", *decoder.extra_inputs)
             }
-        self._feeds["attention_mask"] = mask
         self.cache.bind(self._binding, tokens)
-        self._bind_feeds()
+        self._fed = ()
         logits = self._logits
         self._binding.bind_output("logits", "cpu", 0, logits.dtype.type, logits.shape, logits.ctypes.data)
 

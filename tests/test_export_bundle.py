@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import re
@@ -18,6 +19,7 @@ import torch
 
 import pinnace
 from pinnace.export.builder import Exported, export
+from pinnace.export.certificate import tools
 from pinnace.models.registry import ARCHS
 from pinnace.runtime.verify import verify_bundle
 from pinnace.safetensors_header import read_header
@@ -34,6 +36,21 @@ AXES = ("batch", "sequence", "choices", "past_sequence", "total_sequence")
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
+
+
+def test_the_build_for_gpus_is_a_tool_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With onnxruntime-gpu there is the module, and no distribution named onnxruntime."""
+    real = importlib.metadata.version
+
+    def version(name: str) -> str:
+        if name == "onnxruntime":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return real(name)
+
+    expected = tools()
+    monkeypatch.setattr(importlib.metadata, "version", version)
+    assert tools() == expected
+    assert expected["onnxruntime"][0].isdigit()
 
 
 @pytest.fixture(scope="module")

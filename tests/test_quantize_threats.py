@@ -74,7 +74,8 @@ def test_without_exact_sums_no_weight_can_saturate(
 
 @pytest.mark.usefixtures("quick_clock")
 def test_full_range_says_what_it_needs(fp32_of: Fp32Of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinnace.quantize.builder.read_cpu", lambda: VNNI)
+    for place in ("quantize.builder", "runtime.cpu"):  # where it is made, and where it is opened to be judged
+        monkeypatch.setattr(f"pinnace.{place}.read_cpu", lambda: VNNI)
     settings: dict[str, Any] = {"scheme": "int8-uncalibrated", "data": rows(NER, tmp_path), "threads": 1}
     pinnace.quantize(fp32_of(NER), output=tmp_path / "full", full_range=True, allow_degraded=True, **settings)
     pinnace.quantize(fp32_of(NER), output=tmp_path / "safe", full_range=False, allow_degraded=True, **settings)
