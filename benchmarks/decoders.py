@@ -275,7 +275,7 @@ class Memory:
         return {"speed": best}
 
 
-LOADERS: Final[dict[str, Callable[[Path, int], Any]]] = {
+LOADERS: Final[dict[str, Callable[..., Any]]] = {
     ORT: Pinnace, ONNX: Pinnace, TOY: Toy, TRANSFORMERS: Transformers, GENAI: GenAI, MEMORY: Memory,
 }  # fmt: skip
 

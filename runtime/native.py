@@ -93,10 +93,12 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
         BundleError: ONNX Runtime refuses the graph.
     """
     chosen = providers.providers_for(device)
+    providers.record_placement(device, options)
     shared_threads.opening()
     try:
         # By default ONNX Runtime would go on with the CPU when the asked provider fails.
-        native = onnxruntime.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
+        with quiet(device):
+            native = onnxruntime.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
     except Exception as error:
         if "allocate" in str(error) or isinstance(error, MemoryError):
             raise MachineError(f"not enough memory to open {graph.name}: {_first_line(error)}") from None
@@ -104,7 +106,21 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
             raise MachineError(f"device {device!r} could not be used: {_first_line(error)}") from None
         raise BundleError(f"ONNX Runtime cannot open {graph.name} of {graph.parent}: {_first_line(error)}") from None
     providers.check_provider(device, native.get_providers())
+    providers.check_placement(device, graph.name, native)
     return native
+
+
+@contextlib.contextmanager
+def quiet(device: str) -> Iterator[None]:
+    """Opening on a GPU warns, each time, that no plugin offers it; errors are still told."""
+    if device == "cpu":
+        yield
+        return
+    onnxruntime.set_default_logger_severity(3)
+    try:
+        yield
+    finally:
+        onnxruntime.set_default_logger_severity(2)  # ONNX Runtime's own setting: warnings
 
 
 def _is_device_error(text: str) -> bool:

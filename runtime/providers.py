@@ -6,6 +6,7 @@ import contextlib
 import re
 import sys
 import types
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -15,6 +16,14 @@ from pinnace.runtime.ort import GPU_REMEDY, clash, onnxruntime
 CPU: Final = "CPUExecutionProvider"
 # Device word -> ONNX Runtime's name of the provider.
 PROVIDERS: Final[Mapping[str, str]] = types.MappingProxyType({"cpu": CPU, "cuda": "CUDAExecutionProvider"})
+
+# The operators that do a model's work. What a device has no kernel for goes to the CPU; nodes that compute shapes may.
+WORK: Final = frozenset(
+    {"MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
+    | {"Attention", "MultiHeadAttention", "GroupQueryAttention", "LayerNormalization", "RMSNormalization"}
+    | {"SkipLayerNormalization", "SkipSimplifiedLayerNormalization", "EmbedLayerNormalization", "RotaryEmbedding"}
+)
+_RECORD: Final = "session.record_ep_graph_assignment_info"
 
 Provider = tuple[str, dict[str, Any]]
 
@@ -48,6 +57,11 @@ def providers_for(device: str) -> list[Provider]:
         raise MachineError(_not_offered(device, provider))
     if provider == CPU:
         return [(CPU, {})]
+    if not hasattr(onnxruntime.InferenceSession, "get_provider_graph_assignment_info"):
+        raise MachineError(
+            f"onnxruntime {onnxruntime.__version__} does not say which nodes run on {device!r} and which on the CPU. "
+            f"Install 1.24 or newer:\n{GPU_REMEDY}\nor use device='cpu'"
+        )
     if hasattr(onnxruntime, "preload_dlls"):
         # It reports on stdout, which belongs to results.
         with contextlib.redirect_stdout(sys.stderr):
@@ -72,6 +86,37 @@ def check_provider(device: str, active: list[str]) -> None:
             f"device {device!r} was asked for, but {provider} could not start (ONNX Runtime says why above); "
             f"only {', '.join(active)} did. Nothing was run. Check the driver with nvidia-smi, then the libraries:\n"
             f"{GPU_REMEDY}\nor use device='cpu'"
+        )
+
+
+def record_placement(device: str, options: onnxruntime.SessionOptions) -> None:
+    """Let a session that is opened with these options remember which provider got which node."""
+    if parse_device(device)[0] != "cpu":
+        options.add_session_config_entry(_RECORD, "1")
+
+
+def check_placement(device: str, graph: str, native: Any) -> None:
+    """Check that a device does the work of a graph, and not the CPU beside it.
+
+    Args:
+        device: as the caller wrote it.
+        graph: name of the file, for the message.
+        native: ONNX Runtime's session, opened with `record_placement`.
+
+    Raises:
+        MachineError: nodes that do the work have no kernel on the device.
+    """
+    if parse_device(device)[0] == "cpu":
+        return
+    parts = native.get_provider_graph_assignment_info()
+    on_cpu = [node.op_type for part in parts if part.ep_name == CPU for node in part.get_nodes()]
+    left = Counter(kind for kind in on_cpu if kind in WORK)
+    if left:
+        nodes = ", ".join(f"{count} {kind}" for kind, count in sorted(left.items()))
+        raise MachineError(
+            f"device {device!r} was asked for, but ONNX Runtime has no kernel there for these nodes of {graph} and "
+            f"would run them on the CPU: {nodes}. Nothing was run. Take precision='fp16' (pinnace export MODEL "
+            "--precision fp16 makes it) or a bundle of --target onnx; int8 and int4 are for device='cpu'"
         )
 
 

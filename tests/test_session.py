@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import types
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -305,6 +306,44 @@ def test_cuda_options(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ort.onnxruntime, "preload_dlls", lambda: None)
     (name, options), (last, _) = providers.providers_for("cuda:3")
     assert (name, options["device_id"], options["use_tf32"], last) == (*offered[:1], "3", "0", offered[1])
+
+
+@pytest.mark.parametrize(
+    ("placed", "word"),
+    [
+        ({"CUDAExecutionProvider": ["MatMul", "Gelu"], "CPUExecutionProvider": ["Shape", "Squeeze", "ArgMax"]}, ""),
+        ({"CUDAExecutionProvider": ["MatMul"], "CPUExecutionProvider": ["GroupQueryAttention"] * 3}, "3 GroupQuery"),
+        ({"CPUExecutionProvider": ["MatMulIntegerToFloat"]}, "1 MatMulIntegerToFloat. Nothing was run"),
+    ],
+)
+def test_work_that_would_move_to_the_cpu_is_refused(placed: dict[str, list[str]], word: str) -> None:
+    """As ONNX Runtime tells it: an fp32 GroupQueryAttention has no kernel on CUDA and went to the CPU unseen."""
+
+    def part(provider: str) -> Any:
+        nodes = [types.SimpleNamespace(op_type=kind) for kind in placed[provider]]
+        return types.SimpleNamespace(ep_name=provider, get_nodes=lambda: nodes)
+
+    native = types.SimpleNamespace(get_provider_graph_assignment_info=lambda: [part(name) for name in placed])
+    providers.check_placement("cpu", "model.onnx", None)
+    if not word:
+        providers.check_placement("cuda", "model.onnx", native)
+        return
+    with pytest.raises(MachineError, match=f"'cuda:1' was asked for.*model.onnx.*{word}"):
+        providers.check_placement("cuda:1", "model.onnx", native)
+
+
+def test_placement_is_recorded_where_it_will_be_asked_for(folder: Path) -> None:
+    options = ort.onnxruntime.SessionOptions()
+    providers.record_placement("cuda", options)
+    native = ort.onnxruntime.InferenceSession(str(folder / "model.onnx"), options)
+    assert any(part.ep_name == providers.CPU for part in native.get_provider_graph_assignment_info())
+
+
+def test_an_older_build_for_gpus_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ort.onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider"])
+    monkeypatch.setattr(ort.onnxruntime, "InferenceSession", type("InferenceSession", (), {}))
+    with pytest.raises(MachineError, match=r"(?s)does not say which nodes run on 'cuda'.*1\.24 or newer"):
+        providers.providers_for("cuda")
 
 
 def swapped(model: onnx.ModelProto) -> None:
