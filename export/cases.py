@@ -9,6 +9,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pinnace.compare import of_real_tokens
 from pinnace.export.interface import CAPACITY, Interface
 from pinnace.spec import PAST, Limits
 
@@ -180,10 +181,4 @@ def first_tokens(inputs: Mapping[str, Array], count: int) -> dict[str, Array]:
 
 def real_part(case: Case, shape: Sequence[int | str], array: Array) -> Array:
     """The entries of an output (its axes named by ``shape``) that belong to real tokens: (entries, ...)."""
-    axes = [i for i, axis in enumerate(shape) if axis in ("sequence", "total_sequence")]
-    if not axes:
-        return array
-    first = axes[0]
-    real = case.real_keys if shape[first] == "total_sequence" else case.real
-    flat = np.moveaxis(array, first, 1)
-    return flat.reshape(real.shape + flat.shape[2:])[real]
+    return of_real_tokens(array, shape, case.real, case.real_keys)

@@ -29,8 +29,9 @@ def verify(arguments: SimpleNamespace, console: Console) -> int:
 
     console.stage("reading every file")
     report = verify_bundle(
-        arguments.bundle, device=arguments.device or "cpu", threads=arguments.threads, strict=arguments.strict
-    )
+        arguments.bundle, device=arguments.device or "cpu", threads=arguments.threads, strict=arguments.strict,
+        precisions=arguments.precision,
+    )  # fmt: skip
     if console.json:
         console.result_json({**report.to_dict(), "seconds": round(console.seconds, 3)})
     else:

@@ -147,8 +147,11 @@ _ROWS: Final = (
         "Check a bundle on this machine: hashes, graphs, certificate, and the numbers it gives here.",
         "pinnace.cli_bundles:verify",
         (_BUNDLE,),
-        (_DEVICE, _THREADS, Flag("strict", "fail where numbers were never compared with PyTorch (--no-validate)")),
-        ("pinnace verify bert-qa", "pinnace verify bert-qa --device cuda"),
+        (
+            Flag("precision", "whose numbers; by default those of all variants", "NAME,...", convert=as_words),
+            _DEVICE, _THREADS, Flag("strict", "fail where numbers were never compared with PyTorch (--no-validate)"),
+        ),
+        ("pinnace verify bert-qa", "pinnace verify bert-qa --device cuda --precision fp16"),
     ),
     Command(
         "bench",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -65,7 +65,12 @@ class VerifyReport:
 
 
 def verify_bundle(
-    path: str | Path, *, device: str = "cpu", threads: int | None = None, strict: bool = False
+    path: str | Path,
+    *,
+    device: str = "cpu",
+    threads: int | None = None,
+    strict: bool = False,
+    precisions: Sequence[str] | None = None,
 ) -> VerifyReport:
     """Check everything about a bundle that can be checked where it is used.
 
@@ -77,14 +82,16 @@ def verify_bundle(
         device: where to run the golden inputs.
         threads: threads of a run.
         strict: what would be skipped fails.
+        precisions: the variants whose numbers are looked at; None for all. Files and graphs are checked of all.
 
     Raises:
         BundleError: no such folder, or no readable manifest in it.
-        UsageError: no such device.
+        UsageError: no such device, or no such variant.
     """
     parse_device(device)
     bundle = Bundle.open(path, verify=False)
     manifest = bundle.manifest
+    chosen = [bundle.precision(name, device) for name in precisions or manifest.variants]
     checks = [_check("files", partial(_files, bundle))]
     for precision, variant in manifest.variants.items():
         checks.append(_check(f"graph {precision}", partial(_graph, bundle, variant.graph)))
@@ -93,7 +100,7 @@ def verify_bundle(
             checks.append(_check(f"weights {name}", partial(_weights, bundle, name)))
     checks.append(_check("certificate", partial(_certificate, bundle)))
     if all(check.ok for check in checks):
-        for precision in manifest.variants:
+        for precision in chosen:
             if _never_compared(bundle):
                 checks.append(Check(f"numbers {precision}", not strict, _NEVER, int(strict), skipped=not strict))
             else:

@@ -200,6 +200,10 @@ def test_fp16_passes_its_gates(tmp_path: Path, head: str, target: str) -> None:
     assert list(made.manifest.variants) == ["fp32", "fp16"]
     assert made.manifest.variants["fp16"].islands == ()
     assert made.certificate["variants"]["fp16"]["verdict"] == "passed"
+    checked = [check.name for check in verify_bundle(made.path, precisions=["fp16"]).checks if check.ok]
+    assert checked[-1] == "numbers fp16" and "numbers fp32" not in checked
+    with pytest.raises(UsageError, match="int8"):
+        verify_bundle(made.path, precisions=["int8"])
     stored = onnx.load(made.path / "model_fp16.onnx", load_external_data=False)
     weights = {i.data_type for i in stored.graph.initializer if i.data_location == onnx.TensorProto.EXTERNAL}
     assert weights == {onnx.TensorProto.FLOAT16}
