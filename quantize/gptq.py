@@ -17,7 +17,6 @@ import numpy.typing as npt
 from pinnace.errors import NumericalError, UsageError
 from pinnace.quantize.rounding import (
     FULL_LIMIT,
-    REDUCED_LIMIT,
     Array,
     Blocks,
     Codes,
@@ -25,6 +24,7 @@ from pinnace.quantize.rounding import (
     block_codes,
     channel_codes,
     finite,
+    fit_pairs,
     row_chunks,
 )
 
@@ -124,7 +124,7 @@ def compensated_channels(
     Args:
         w: [N, K], N output channels, any float type.
         hessian: of the projection's inputs.
-        reduced: 7 bits instead of 8, see `rounding.channel_codes`.
+        reduced: see `rounding.channel_codes`.
         search: look for scales of least error, weighed by the inputs' mean squares.
         damping: see `Hessian.factors`.
 
@@ -133,9 +133,11 @@ def compensated_channels(
     """
     importance = _importance(w, hessian, search)
     _, scales = channel_codes(w, reduced, search=search, importance=importance)
-    limit, codes = REDUCED_LIMIT if reduced else FULL_LIMIT, np.empty(w.shape, np.int8)
-    grid = _Grid(scales[:, None], np.zeros((len(w), 1), np.float32), w.shape[1], -limit, limit)
+    codes = np.empty(w.shape, np.int8)
+    grid = _Grid(scales[:, None], np.zeros((len(w), 1), np.float32), w.shape[1], -FULL_LIMIT, FULL_LIMIT)
     _compensate(w, hessian, damping, grid, codes)
+    if reduced:
+        fit_pairs(codes)
     return codes, scales
 
 

@@ -1,6 +1,6 @@
 """int8 with integer arithmetic: eight-bit activations times eight-bit weights, each row's result its own.
 
-Activations are unsigned with a fixed scale, or symmetric with one scale for each token; both leave a row independent of
+Activations are unsigned, with a fixed scale or with one for each token; both leave a row independent of
 its batch mates, unlike the one scale for a whole tensor of ONNX's DynamicQuantizeLinear. Signed activations would need
 no zero point, but ONNX Runtime multiplies them at a fifth of fp32's speed (1.32, AVX-512 with VNNI).
 """
@@ -8,7 +8,6 @@ no zero point, but ONNX Runtime multiplies them at a fifth of fp32's speed (1.32
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
 
 import numpy as np
 import onnx_ir as ir
@@ -16,13 +15,9 @@ import onnx_ir as ir
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.gptq import Hessian, compensated_channels
 from pinnace.quantize.projections import FUSED, Group, Projection
-from pinnace.quantize.ranges import Array, Range
+from pinnace.quantize.ranges import TINY, Array, Range, token_shares
 from pinnace.quantize.rounding import channel_codes
 from pinnace.quantize.tensors import TensorPlan, read_weight, rows_of
-
-MIDDLE: Final = 128  # the unsigned code of zero where the range is symmetric
-TOKEN_CODES: Final = 127
-TINY: Final = 1e-12  # a row of zeros has this scale, so that nothing is divided by zero
 
 
 def quantize_group(
@@ -42,7 +37,7 @@ def quantize_group(
         plan: takes the quantized weights.
         group: projections that read the same activations.
         how: their range.
-        reduced: weights of seven bits, whose sums cannot overflow where the processor adds pairs in sixteen bits.
+        reduced: weights whose sums cannot overflow where the processor adds pairs in sixteen bits.
         corrections: projection -> what is added to its bias, float32 ``(N,)``.
         hessian: of the activations, to compensate rounding errors with; None rounds to nearest.
     """
@@ -52,8 +47,8 @@ def quantize_group(
     if how.smooth is not None:
         x = emit.smooth(plan, group, how.smooth)
     if how.per_token:
-        codes, row_scale = _token_codes(emit, plan, x, group.inputs)
-        scale, zero = plan.constant("constant_float32_0d_1", np.float32(1)), _byte(plan, MIDDLE)
+        codes, row_scale = _token_codes(emit, plan, x, group.inputs, how.zero)
+        scale, zero = plan.constant("constant_float32_0d_1", np.float32(1)), _byte(plan, how.zero)
     else:
         row_scale = None
         scale = plan.constant(f"{group.name}_activation_scale", np.float32(how.scale))
@@ -118,19 +113,19 @@ def _byte(plan: TensorPlan, code: int) -> ir.Value:
     return plan.constant(f"constant_uint8_0d_{code}", np.uint8(code))
 
 
-def _token_codes(emit: Emitter, plan: TensorPlan, x: ir.Value, width: int) -> tuple[ir.Value, ir.Value]:
+def _token_codes(emit: Emitter, plan: TensorPlan, x: ir.Value, width: int, zero: int) -> tuple[ir.Value, ir.Value]:
     """Codes of the activations ``(..., K)`` and the step of each row ``(..., 1)``.
 
     Two reductions and one quantization by row: 0.55 ns a number where dividing the rows first takes 1.2.
     """
     axis = plan.constant("constant_int64_1d_m1", np.array([-1], np.int64))
-    highest = emit.op("ReduceMax", x, axis, keepdims=1)
-    lowest = emit.op("ReduceMin", x, axis, keepdims=1)
+    ends = (emit.op("ReduceMax", x, axis, keepdims=1), emit.op("ReduceMin", x, axis, keepdims=1))
+    shares = (plan.constant(f"constant_float32_0d_share_{zero}_{i}", s) for i, s in enumerate(token_shares(zero)))
+    steps = (emit.op("Mul", end, share) for end, share in zip(ends, shares, strict=True))
     tiny = plan.constant("constant_float32_0d_tiny", np.float32(TINY))
-    peak = emit.op("Max", highest, emit.op("Neg", lowest), tiny)
-    step = emit.op("Mul", peak, plan.constant("constant_float32_0d_step", np.float32(1 / TOKEN_CODES)))  # (..., 1)
+    step = emit.op("Max", *steps, tiny)  # (..., 1)
     flat_step = emit.op("Reshape", step, axis)  # (rows,)
     rows = emit.op("Reshape", x, plan.constant(f"constant_int64_1d_m1_{width}", np.array([-1, width], np.int64)))
-    zeros = emit.op("Expand", _byte(plan, MIDDLE), emit.op("Shape", flat_step))
+    zeros = emit.op("Expand", _byte(plan, zero), emit.op("Shape", flat_step))
     codes = emit.op("QuantizeLinear", rows, flat_step, zeros, axis=0)
     return emit.op("Reshape", codes, emit.op("Shape", x)), step

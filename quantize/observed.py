@@ -21,7 +21,6 @@ from pinnace.quantize.ranges import (
     rounded_tokens,
     rounded_weight,
 )
-from pinnace.quantize.rounding import FULL_LIMIT, REDUCED_LIMIT
 from pinnace.quantize.thresholds import fixed_range
 
 LEAST_ROWS: int = 256  # fewer rows say little of a mean
@@ -47,9 +46,8 @@ class Observed:
                 self._ranges[key] = plain_tokens()
             else:
                 weight = joined([stored_weight(member) for member in group.members])
-                largest = REDUCED_LIMIT if reduced else FULL_LIMIT
                 self._ranges[key] = choose_range(
-                    seen, weight, per_token=per_token, largest=largest, smoothing=smoothing
+                    seen, weight, per_token=per_token, reduced=reduced, smoothing=smoothing
                 )
         return self._ranges[key]
 
@@ -66,16 +64,15 @@ class Observed:
         seen = self.activations.get(group.name)
         if seen is None or len(seen.sample) < LEAST_ROWS:
             return {}
-        largest = REDUCED_LIMIT if reduced else FULL_LIMIT
         x = seen.sample if how.smooth is None else seen.sample / how.smooth
-        codes = rounded_tokens(x) if how.per_token else rounded_fixed(x, how.scale, how.zero)
+        codes = rounded_tokens(x, how.zero) if how.per_token else rounded_fixed(x, how.scale, how.zero)
         before, after = seen.sample.mean(0, dtype=np.float64), codes.mean(0, dtype=np.float64)
         found = {}
         for member in group.members:
             if member.bias is None and how.per_token:
                 continue
             weight = stored_weight(member)
-            rounded = rounded_weight(weight if how.smooth is None else weight * how.smooth, largest)
+            rounded = rounded_weight(weight if how.smooth is None else weight * how.smooth, reduced)
             found[member.name] = np.asarray(weight @ before - rounded @ after, np.float32)
         return found
 

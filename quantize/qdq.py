@@ -36,7 +36,7 @@ def quantize_pairs(
         plan: takes the quantized weights.
         group: projections that read the same activations.
         how: their one range.
-        reduced: weights of seven bits, whose sums cannot overflow where the processor adds pairs in sixteen bits.
+        reduced: weights whose sums cannot overflow where the processor adds pairs in sixteen bits.
         signed: int8 activations with zero at 0; else uint8.
         corrections: projection -> what is added to its bias, float32 ``(N,)``.
     """

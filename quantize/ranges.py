@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pinnace.quantize.calibration import Activations
+from pinnace.quantize.rounding import channel_codes
 
 Array = npt.NDArray[Any]
 STRENGTHS: Final = (0.0, 0.35, 0.5, 0.65, 0.8, 0.9)
@@ -23,6 +24,10 @@ STRENGTHS: Final = (0.0, 0.35, 0.5, 0.65, 0.8, 0.9)
 COVERED: Final = (1.0, 0.9, 0.8, 0.7, 0.6)
 MARGIN: Final = 1.05  # unseen data go a little further than what was observed
 LEVELS: Final = 255
+MIDDLE: Final = 128  # the code of zero where both sides are alike
+# Codes of zero that are tried for one scale a token: what GELU gives lies nearly all on one side.
+TOKEN_ZEROS: Final = (MIDDLE, 96, 64, 40, 24, 12)
+TINY: Final = 1e-12  # a row of zeros has this scale, so that nothing is divided by zero
 TRIAL_ROWS: Final = 256
 TRIAL_OUTPUTS: Final = 512
 
@@ -32,11 +37,11 @@ class Range:
     """How activations are quantized.
 
     Attributes:
-        per_token: every row is divided by its largest magnitude; otherwise scale and zero point are fixed.
+        per_token: every row has the finest scale that reaches its ends; otherwise the scale is fixed.
         smooth: what each channel is divided by before, float32 ``(K,)``; None: nothing.
         strength: of the smoothing, 0 to 1.
         scale: of one step, where fixed.
-        zero: the code of 0, 0 to 255.
+        zero: the code of 0, 0 to 255: the same for all rows.
         error: squared error of the product on the sample, relative to the product's own square.
     """
 
@@ -48,25 +53,25 @@ class Range:
     error: float
 
 
-def choose_range(seen: Activations, weight: Array, *, per_token: bool, largest: int, smoothing: bool = True) -> Range:
+def choose_range(seen: Activations, weight: Array, *, per_token: bool, reduced: bool, smoothing: bool = True) -> Range:
     """Find the way with the least error.
 
     Args:
         seen: the group's activations.
         weight: of all its projections, float32 ``(N, K)``.
         per_token: one scale for each row, or a fixed one.
-        largest: magnitude of the largest weight code, 127 or 64.
+        reduced: how the weight will be rounded, see `rounding.channel_codes`.
         smoothing: whether activations may be smoothed.
     """
-    return min(candidates(seen, weight, per_token, largest, smoothing), key=lambda found: found.error)
+    return min(candidates(seen, weight, per_token, reduced, smoothing), key=lambda found: found.error)
 
 
 def plain_tokens() -> Range:
     """One scale for each token and no smoothing: what needs no calibration."""
-    return Range(per_token=True, smooth=None, strength=0.0, scale=0.0, zero=0, error=float("nan"))
+    return Range(per_token=True, smooth=None, strength=0.0, scale=0.0, zero=MIDDLE, error=float("nan"))
 
 
-def candidates(seen: Activations, weight: Array, per_token: bool, largest: int, smoothing: bool) -> Iterator[Range]:
+def candidates(seen: Activations, weight: Array, per_token: bool, reduced: bool, smoothing: bool) -> Iterator[Range]:
     """Yield every way that is tried, with its error."""
     rows = _some(seen.sample, TRIAL_ROWS)
     outputs = _some(weight, TRIAL_OUTPUTS)
@@ -76,9 +81,10 @@ def candidates(seen: Activations, weight: Array, per_token: bool, largest: int, 
         smooth = smoothing_factors(seen.peak, weight, strength)
         low, high = (seen.low, seen.high) if smooth is None else (seen.low / smooth, seen.high / smooth)
         x = rows if smooth is None else rows / smooth
-        w = rounded_weight(outputs if smooth is None else outputs * smooth, largest)
-        for scale, zero in ((0.0, 128),) if per_token else _fixed_scales(float(low.min()), float(high.max())):
-            codes = rounded_tokens(x) if per_token else rounded_fixed(x, scale, zero)
+        w = rounded_weight(outputs if smooth is None else outputs * smooth, reduced)
+        tokens = ((0.0, zero) for zero in TOKEN_ZEROS)
+        for scale, zero in tokens if per_token else _fixed_scales(float(low.min()), float(high.max())):
+            codes = rounded_tokens(x, zero) if per_token else rounded_fixed(x, scale, zero)
             error = float(np.square(codes @ w.T - exact, dtype=np.float64).sum()) / power
             yield Range(per_token, smooth, strength, scale, zero, error)
 
@@ -116,16 +122,23 @@ def rounded_fixed(x: Array, scale: float, zero: int) -> Array:
     return np.asarray(codes * np.float32(scale), np.float32)
 
 
-def rounded_tokens(x: Array) -> Array:
-    """Numbers after a quantization of each row by its largest magnitude."""
-    step = np.maximum(np.abs(x).max(-1, keepdims=True), 1e-12) / np.float32(127)
-    return np.asarray(np.clip(np.rint(x / step), -128, 127) * step, np.float32)
+def rounded_tokens(x: Array, zero: int = MIDDLE) -> Array:
+    """Numbers after a quantization of each row by the finest step with which neither end leaves the codes."""
+    above, below = token_shares(zero)
+    step = np.maximum(x.max(-1, keepdims=True) * above, x.min(-1, keepdims=True) * below)
+    step = np.maximum(step, np.float32(TINY))
+    return np.asarray((np.clip(np.rint(x / step) + zero, 0, LEVELS) - zero) * step, np.float32)
 
 
-def rounded_weight(weight: Array, largest: int) -> Array:
+def token_shares(zero: int) -> tuple[np.float32, np.float32]:
+    """What a row's largest and smallest number are multiplied with; the larger product is the row's step."""
+    return np.float32(1 / (LEVELS - zero)), np.float32(-1 / zero)
+
+
+def rounded_weight(weight: Array, reduced: bool) -> Array:
     """Weights ``(N, K)`` after symmetric rounding, one scale for each output."""
-    step = np.maximum(np.abs(weight).max(-1, keepdims=True), 1e-12) / np.float32(largest)
-    return np.asarray(np.rint(weight / step) * step, np.float32)
+    codes, steps = channel_codes(weight, reduced)
+    return np.asarray(codes * steps[:, None], np.float32)
 
 
 def _some(rows: Array, most: int) -> Array:

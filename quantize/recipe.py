@@ -61,7 +61,7 @@ class Recipe:
     Attributes:
         groups: group -> key of `WAYS`.
         tables: table -> key of `TABLE_WAYS`.
-        reduced: integer products use weights of seven bits, right on every processor.
+        reduced: integer products use weights whose sums are right on every processor.
         block: inputs that share a scale, where weights are in blocks.
         zeros: whether blocks have zero points.
         rounding: one of `ROUNDINGS`, for weights in blocks.

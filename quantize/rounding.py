@@ -19,8 +19,9 @@ Codes = npt.NDArray[np.int8]
 BITS: Final = (8, 4)
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 FULL_LIMIT: Final = 127
-# 255 * (64 + 64) still fits 16 bits, so two neighbours never saturate where a CPU adds them up in 16 bits.
-REDUCED_LIMIT: Final = 64
+# Where a CPU adds two neighbours' products in 16 bits, 255 * (64 + 64) is the most that fits: codes of one sign may
+# add up to this, and a small one leaves its room to a large neighbour.
+PAIR_LIMIT: Final = 128
 # Shares of the largest magnitude that the search tries: what is clipped pays with finer steps for all the rest.
 CHANNEL_RATIOS: Final = tuple(np.linspace(1.0, 0.5, 21).tolist())
 BLOCK_RATIOS: Final = tuple(np.linspace(1.0, 0.6, 17).tolist())
@@ -59,7 +60,9 @@ def channel_codes(
 
     Args:
         w: [N, K], N output channels, any float type; may be a memory map.
-        reduced: 7 bits (-64 to 64), for CPUs without a 4-way int8 dot product; otherwise -127 to 127.
+        reduced: neighbouring codes of one sign add up to at most `PAIR_LIMIT`, for CPUs without a 4-way int8 dot
+            product. Steps are then as wide as the largest such pair asks, where a limit of 64 for each code by itself
+            would always double them.
         search: look for the scale of least squared error rather than the largest magnitude's.
         importance: fp32 [K], mean square of each input on calibration data; weighs the search's errors.
 
@@ -71,20 +74,46 @@ def channel_codes(
         UsageError: a shape does not fit.
     """
     weigh = _importance(w, importance)
-    limit = REDUCED_LIMIT if reduced else FULL_LIMIT
     codes, scales = np.empty(w.shape, np.int8), np.empty(len(w), np.float32)
     for rows in row_chunks(w.shape):
         part = finite(w[rows])
-        scales[rows] = _steps(np.abs(part).max(axis=1, initial=0.0), limit)
-        codes[rows] = rounded = nearest(part, scales[rows, None], -limit, limit)
+        widest = pair_sums(part) if reduced else np.abs(part)
+        scales[rows] = _steps(widest.max(axis=1, initial=0.0), FULL_LIMIT)
+        codes[rows] = rounded = _channel_nearest(part, scales[rows], reduced)
         if search:
             best = _gain(part, rounded, weigh)
             for ratio in CHANNEL_RATIOS:
-                tried = nearest(part, scales[rows, None] * np.float32(ratio), -limit, limit)
+                tried = _channel_nearest(part, scales[rows] * np.float32(ratio), reduced)
                 _keep_better(part, tried, weigh, best, rounded)
             fitted = best.fitted(scales[rows])
-            codes[rows], scales[rows] = nearest(part, fitted[:, None], -limit, limit), fitted
+            codes[rows], scales[rows] = _channel_nearest(part, fitted, reduced), fitted
     return codes, scales
+
+
+def pair_sums(part: Floats) -> Floats:
+    """Sums of neighbouring numbers of one sign, as magnitudes: [N, K] gives [N, ceil(K / 2)]."""
+    pairs = in_blocks(part, 2)
+    sums: Floats = np.maximum(np.maximum(pairs, 0).sum(axis=2), np.maximum(-pairs, 0).sum(axis=2))
+    return sums
+
+
+def fit_pairs(codes: Array) -> None:
+    """Take from neighbouring codes [N, K] of one sign, in place, what they are beyond `PAIR_LIMIT` together."""
+    even = codes.shape[1] // 2 * 2
+    pairs = codes[:, :even].reshape(len(codes), -1, 2)
+    for sign in (1, -1):
+        sizes = np.maximum(sign * pairs.astype(np.int16), 0)
+        rows, places = np.nonzero(sizes.sum(axis=2) > PAIR_LIMIT)
+        larger = sizes[rows, places].argmax(axis=1)
+        beyond = sizes[rows, places].sum(axis=1) - PAIR_LIMIT
+        codes[rows, 2 * places + larger] -= (sign * beyond).astype(codes.dtype)
+
+
+def _channel_nearest(part: Floats, scales: Floats, reduced: bool) -> Floats:
+    codes = nearest(part, scales[:, None], -FULL_LIMIT, FULL_LIMIT)
+    if reduced:
+        fit_pairs(codes)
+    return codes
 
 
 def block_codes(

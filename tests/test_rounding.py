@@ -70,21 +70,32 @@ def test_blocks_are_what_their_definition_says(bits: int, block: int, symmetric:
 
 @pytest.mark.parametrize("reduced", [True, False])
 def test_channels_are_what_their_definition_says(reduced: bool) -> None:
-    w, limit = weight(), 64 if reduced else 127
+    w = weight()
     codes, scales = channel_codes(w, reduced)
-    np.testing.assert_allclose(scales, np.abs(w).max(axis=1) / limit, rtol=1e-6)
-    assert np.abs(codes).max() == limit and (np.abs(codes).max(axis=1) == limit).all()
+    pairs = np.stack([w[:, ::2], w[:, 1::2]], axis=2)
+    together = np.maximum(np.maximum(pairs, 0).sum(2), np.maximum(-pairs, 0).sum(2))
+    widest = together if reduced else np.abs(w)
+    np.testing.assert_allclose(scales, widest.max(axis=1) / 127, rtol=1e-6)
     assert (np.abs(codes * scales[:, None] - w) <= 0.5001 * scales[:, None]).all()
     assert can_saturate(codes.T) is not reduced
+    assert 1 < (scales / channel_codes(w, False)[1]).max() < 2 or not reduced  # always finer than codes up to 64
 
 
 def test_reduced_range_never_saturates() -> None:
     w = weight(64, 256)
     w[:, :2] = np.abs(w).max() * 3  # neighbours as large as can be
     for codes in (channel_codes(w, True)[0], channel_codes(w, True, search=True)[0]):
-        assert codes[:, :2].min() == rounding.REDUCED_LIMIT
+        assert codes[:, :2].astype(int).sum(1).max() >= rounding.PAIR_LIMIT - 2
         assert not can_saturate(codes.T)
+    odd = channel_codes(w[:, :-1], True)[0]
+    assert not can_saturate(odd.T)
     assert can_saturate(channel_codes(w, False)[0].T)
+
+
+def test_pairs_give_back_what_they_have_too_much() -> None:
+    codes = np.array([[100, 60, 5, 127, -90, -70, 127, -127, 7]], np.int8)
+    rounding.fit_pairs(codes)
+    assert codes.tolist() == [[68, 60, 5, 123, -58, -70, 127, -127, 7]]
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
@@ -158,7 +169,7 @@ def test_compensated_channels(reduced: bool) -> None:
     codes, scales = compensated_channels(w, gathered(correlated(600, K)), reduced)
     nearest, steps = channel_codes(w, reduced)
     assert lost(w, codes * scales[:, None], unseen) < 0.65 * lost(w, nearest * steps[:, None], unseen)
-    assert np.abs(codes).max() <= (64 if reduced else 127) and can_saturate(codes.T) is not reduced
+    assert can_saturate(codes.T) is not reduced
 
 
 def test_without_correlation_compensation_is_rounding() -> None:
