@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import importlib
 import os
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from pinnace.cli_output import Console
 from pinnace.errors import MachineError, PinnaceError, UsageError, unknown_word
 
 INTERRUPTED: Final = 130
+TERMINATED: Final = 128 + signal.SIGTERM
 _MEMORY_WORDS: Final = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
 
 
@@ -29,13 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         The exit code: 0 done, 1 a check failed, 2 usage, 3 bad checkpoint or bundle, 4 a missing extra, 5 the machine
-        cannot, 130 interrupted.
+        cannot, 130 interrupted, 143 terminated.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     console = Console()
     console.verbose = _wants_traceback(words)
     try:
-        return _dispatch(words, console)
+        with _ending_tidily():
+            return _dispatch(words, console)
     except PinnaceError as error:
         console.error(str(error), error)
         return error.exit_code
@@ -47,10 +51,37 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         console.error("interrupted")
         return INTERRUPTED
+    except _TerminatedError:
+        console.error("terminated")
+        return TERMINATED
     except (SystemExit, GeneratorExit):
         raise
     except BaseException as error:  # libraries in Rust raise panics that are no Exception
         return _unexpected(error, console)
+
+
+class _TerminatedError(BaseException):
+    """The process was asked to end (SIGTERM): whatever is open is closed on the way out."""
+
+
+@contextlib.contextmanager
+def _ending_tidily() -> Iterator[None]:
+    """Let SIGTERM, as containers and batch systems send it, remove temporary folders and child processes.
+
+    A caller that has a handler of its own, or that runs commands in a thread, keeps what it has.
+    """
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield
+        return
+
+    def end(_number: int, _frame: Any) -> None:
+        raise _TerminatedError
+
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _dispatch(words: list[str], console: Console) -> int:

@@ -136,8 +136,8 @@ def compensated_channels(
     codes = np.empty(w.shape, np.int8)
     grid = _Grid(scales[:, None], np.zeros((len(w), 1), np.float32), w.shape[1], -FULL_LIMIT, FULL_LIMIT)
     _compensate(w, hessian, damping, grid, codes)
-    if reduced:
-        fit_pairs(codes)
+    for rows in row_chunks(w.shape) if reduced else ():
+        fit_pairs(codes[rows])
     return codes, scales
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
+import subprocess
 import sys
 import threading
 import time
@@ -182,6 +185,23 @@ def test_arrivals_wait_for_each_other() -> None:
     together = Work(paired).arriving(rate=1e6, count=10, bound=60, seed=0, concurrency=2)
     assert len(together["latency"]) == 10
     assert not together["stopped"]
+
+
+def test_a_run_that_is_terminated_leaves_nothing_behind(bundle_of: BundleOf, tmp_path: Path) -> None:
+    """As a container ends: no temporary folder stays, and no measured process."""
+    words = [sys.executable, "-m", "pinnace", "bench", str(bundle_of("tiny-embed")), "--rounds", "100000", "-q"]
+    with subprocess.Popen(words, env={**os.environ, "TMPDIR": str(tmp_path)}, stderr=subprocess.PIPE) as child:
+        try:
+            deadline = time.monotonic() + 60
+            while not any(tmp_path.iterdir()) and time.monotonic() < deadline and child.poll() is None:
+                time.sleep(0.01)
+            assert any(tmp_path.iterdir())
+            child.send_signal(signal.SIGTERM)
+            said = child.communicate(timeout=60)[1]
+        finally:
+            child.kill()
+    assert (child.returncode, said.strip()) == (143, b"error: terminated")
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_failed_child_says_why(tmp_path: Path) -> None:

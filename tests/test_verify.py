@@ -126,6 +126,18 @@ def test_evidence_that_is_missing(folder: Path, name: str) -> None:
     assert report.exit_code == 3 and f"lists no {name}" in "".join(c.detail for c in report.checks if not c.ok)
 
 
+@pytest.mark.parametrize(("token", "code"), [(4, 0), (2, 1)], ids=["padding", "token"])
+def test_numbers_are_those_of_tokens(folder: Path, token: int, code: int) -> None:
+    """What a kernel leaves at padding is its own affair: a GPU's may be what the memory held before."""
+    with np.load(folder / "golden.npz") as arrays:
+        changed = dict(arrays)
+    assert changed["padded/in/attention_mask"][1].tolist() == [1, 1, 1, 0, 0]
+    changed["padded/out/last_hidden_state"][1, token] += 1
+    np.savez(folder / "golden.npz", **changed)
+    write_manifest(folder)
+    assert verify_bundle(folder).exit_code == code
+
+
 def not_validated(folder: Path) -> None:
     (folder / "certificate.json").write_text('{"variants": {"fp32": {"verdict": "not validated"}}}')
     write_manifest(folder)

@@ -1,0 +1,154 @@
+"""How fast are entities and long documents' questions answered beside transformers' own pipelines on the same weights?
+
+The trained models of tests/data: entities of 300 texts, and questions on passages of 3,400 characters, which are cut
+into overlapping windows. The peer is the last transformers that has a question-answering pipeline.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks.common import ROOT, Figure, Server, affinity, finish, interleave, parser, ratio, run_child, summary
+
+DATA: Final = ROOT / "tests" / "data"
+PINNACE, INT8, TRANSFORMERS = "pinnace", "pinnace int8", "transformers"
+PEER_BATCH: Final = 16  # the pipeline's own is 1, which is slower
+AGREE: Final = 0.98  # of int8's answers are fp32's
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """A task, its trained model, its examples and how many of them are asked, and options of the call."""
+
+    task: str
+    model: str
+    examples: str
+    labelled: str
+    count: int
+    options: Mapping[str, Any]
+
+    def given(self, count: int) -> list[Any]:
+        """The inputs, as both programs take them."""
+        rows = json.loads((DATA / self.examples).read_text("utf-8"))[:count]
+        fields = ("question", "context")
+        return [{name: row[name] for name in fields} if "question" in row else row["text"] for row in rows]
+
+
+QUESTIONS: Final = {
+    "entities": Question("token-classification", "bert-glossary-ner", "ner_dev.json", "ner_dev.json", 300,
+                         {"aggregation_strategy": "simple"}),
+    "long documents": Question("question-answering", "bert-glossary-qa", "qa_dev_long.json", "qa_dev.json", 60,
+                               {"handle_impossible_answer": True, "max_answer_len": 40}),
+}  # fmt: skip
+
+
+def main() -> int:
+    made = parser(__doc__)
+    made.add_argument("--serve", choices=sorted(LOADERS), help=argparse.SUPPRESS)
+    made.add_argument("--question", choices=sorted(QUESTIONS), help=argparse.SUPPRESS)
+    made.add_argument("--model", type=Path, help=argparse.SUPPRESS)
+    arguments = made.parse_args()
+    if arguments.serve:
+        serve(LOADERS[arguments.serve](QUESTIONS[arguments.question], arguments.model, arguments.threads))
+        return 0
+    if arguments.peers_python is None:
+        made.error("--peers-python: a Python with benchmarks/requirements-peers.txt is needed")
+    with tempfile.TemporaryDirectory(prefix="pinnace-answers-") as name:
+        return measure(arguments, Path(name))
+
+
+def measure(arguments: argparse.Namespace, folder: Path) -> int:
+    """Answer in turn, then compare the answers, then print."""
+    measured: dict[str, Any] = {}
+    figures, numbers = [], {}
+    for title, question in QUESTIONS.items():
+        bundle = folder / question.model
+        pinnace = [sys.executable, "-m", "pinnace"]
+        run_child([*pinnace, "export", DATA / question.model, "--task", question.task, "-o", bundle, "-q"])
+        data = ["--data", DATA / question.labelled]
+        run_child([*pinnace, "quantize", bundle, "--precision", "int8", "-q", *data], threads=len(affinity()))
+        given = question.given(8 if arguments.quick else question.count)
+        (folder / "given.json").write_text(json.dumps(given), "utf-8")
+        with contextlib.ExitStack() as stack:
+            turns: dict[str, Callable[[], Any]] = {}
+            for name in LOADERS:
+                python = arguments.peers_python if name == TRANSFORMERS else sys.executable
+                model = DATA / question.model if name == TRANSFORMERS else bundle
+                words = ["benchmarks.answers_throughput", "--serve", name, "--question", title, "--model", model]
+                command = [python, "-m", *words, "--threads", str(arguments.threads)]
+                server = stack.enter_context(Server(command, threads=arguments.threads))
+                turns[name] = asking(server, folder / "given.json")
+            found = interleave(turns, arguments.rounds or (1 if arguments.quick else 3))
+        seconds = {name: [turn["seconds"] for turn in rows] for name, rows in found.items()}
+        for name, values in seconds.items():
+            measured[f"{title}: {name}"] = {"answers/s": summary([len(given) / value for value in values])}
+        for name in (PINNACE, INT8):
+            speed = ratio(seconds[TRANSFORMERS], seconds[name])
+            figures.append(Figure(f"{title}, {name}: answers/s, of transformers'", speed, 1, True))
+            same = [a == b for a, b in zip(found[name][-1]["answers"], found[TRANSFORMERS][-1]["answers"], strict=True)]
+            least = 1.0 if name == PINNACE else AGREE
+            share = sum(same) / len(same)
+            numbers[f"{title}, {name}: {share:.1%} of transformers' answers, at least {least:.0%}"] = share >= least
+    return finish(arguments, "Entities, and questions on long documents", measured, figures, numbers)
+
+
+def asking(server: Server, given: Path) -> Callable[[], dict[str, Any]]:
+    """Ask for all answers once."""
+    return lambda: server.ask(op="run", given=str(given))
+
+
+def serve(answer: Callable[[list[Any]], list[Any]]) -> None:
+    """Answer requests; the clock runs here, so that pipes do not count."""
+    print(json.dumps({"ready": True}), flush=True)
+    for line in sys.stdin:
+        given = json.loads(Path(json.loads(line)["given"]).read_text("utf-8"))
+        start = time.perf_counter()
+        found = answer(given)
+        seconds = time.perf_counter() - start
+        print(json.dumps({"seconds": seconds, "answers": [places(one) for one in found]}), flush=True)
+
+
+def places(answer: Any) -> list[list[Any]]:
+    """What an answer says and where, without its scores."""
+    rows = answer if isinstance(answer, list) else [answer]
+    return [[row["start"], row["end"], row.get("entity_group", row.get("answer"))] for row in rows]
+
+
+def load_pinnace(question: Question, model: Path, threads: int, precision: str = "fp32") -> Callable[[Any], Any]:
+    """Open the bundle."""
+    import pinnace
+
+    pipe = pinnace.pipeline(question.task, model, precision=precision, threads=threads)
+    return lambda given: pipe(given, **question.options)
+
+
+def load_int8(question: Question, model: Path, threads: int) -> Callable[[Any], Any]:
+    """Open the bundle's int8 variant."""
+    return load_pinnace(question, model, threads, "int8")
+
+
+def load_transformers(question: Question, model: Path, threads: int) -> Callable[[Any], Any]:
+    """Open the checkpoint with transformers' pipeline, in fp32."""
+    import torch
+    from transformers import pipeline
+
+    torch.set_num_threads(threads)
+    pipe = pipeline(question.task, model=str(model), device="cpu", dtype=torch.float32, batch_size=PEER_BATCH)
+    return lambda given: pipe(given, **question.options)
+
+
+LOADERS: Final[dict[str, Callable[[Question, Path, int], Callable[[Any], Any]]]] = {
+    PINNACE: load_pinnace, INT8: load_int8, TRANSFORMERS: load_transformers,
+}  # fmt: skip
+
+if __name__ == "__main__":
+    sys.exit(main())
