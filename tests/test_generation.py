@@ -88,6 +88,19 @@ def test_padded_arrays_with_a_mask(
     assert ids(opened.generator(name).generate(array, attention_mask=mask, max_new_tokens=COUNT)) == expected
 
 
+@pytest.mark.parametrize("piece", [1, 4, 7, 12])
+@every_target
+def test_a_prompt_that_is_read_in_pieces(
+    opened: Opened, rows: list[Any], expected: list[list[int]], name: str, piece: int
+) -> None:
+    """As those of int8 decoders are; the last piece may be a single token."""
+    generator = opened.generator(name)
+    assert generator.decoder.piece == generator.decoder.limit  # fp32 gains nothing
+    generator.decoder.piece = piece
+    assert [ids(generator.generate([row], max_new_tokens=COUNT))[0] for row in rows] == expected
+    assert ids(generator.generate(rows, max_new_tokens=COUNT, prefix=generator.prefix(rows[0][:5]))) == expected
+
+
 @every_bundle
 def test_streamed(opened: Opened, rows: list[Any], expected: list[list[int]], name: str) -> None:
     generator = opened.generator(name)
