@@ -22,8 +22,8 @@ from benchmarks.common import ROOT, Figure, Server, affinity, finish, interleave
 DATA: Final = ROOT / "tests" / "data"
 PINNACE, INT8, TRANSFORMERS = "pinnace", "pinnace int8", "transformers"
 PEER_BATCH: Final = 16  # the pipeline's own is 1, which is slower
-# How many of int8's answers must be transformers': enough to show that it does the same job. What is lost where the model
-# is unsure, `pinnace quantize` has judged by labels before it wrote the variant.
+# How many of int8's answers must be transformers': enough to show that it does the same job. What is lost where the
+# model is unsure, `pinnace quantize` has judged by labels before it wrote the variant.
 AGREE: Final = 0.9
 
 
@@ -76,8 +76,8 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         bundle = folder / question.model
         pinnace = [sys.executable, "-m", "pinnace"]
         run_child([*pinnace, "export", DATA / question.model, "--task", question.task, "-o", bundle, "-q"])
-        data = ["--data", DATA / question.labelled]
-        run_child([*pinnace, "quantize", bundle, "--precision", "int8", "-q", *data], threads=len(affinity()))
+        words: list[str | Path] = ["quantize", bundle, "--precision", "int8", "-q", "--data", DATA / question.labelled]
+        run_child([*pinnace, *words], threads=len(affinity()))
         given = question.given(8 if arguments.quick else question.count)
         (folder / "given.json").write_text(json.dumps(given), "utf-8")
         with contextlib.ExitStack() as stack:
@@ -85,9 +85,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
             for name in LOADERS:
                 python = arguments.peers_python if name == TRANSFORMERS else sys.executable
                 model = DATA / question.model if name == TRANSFORMERS else bundle
-                words = ["benchmarks.answers_throughput", "--serve", name, "--question", title, "--model", model]
-                command = [python, "-m", *words, "--threads", str(arguments.threads)]
-                server = stack.enter_context(Server(command, threads=arguments.threads))
+                words = [python, "-m", "benchmarks.answers_throughput", "--serve", name, "--question", title]
+                words += ["--model", model, "--threads", str(arguments.threads)]
+                server = stack.enter_context(Server(words, threads=arguments.threads))
                 turns[name] = asking(server, folder / "given.json")
             found = interleave(turns, arguments.rounds or (1 if arguments.quick else 3))
         seconds = {name: [turn["seconds"] for turn in rows] for name, rows in found.items()}
