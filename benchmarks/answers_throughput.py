@@ -34,7 +34,6 @@ class Question:
     task: str
     model: str
     examples: str
-    labelled: str
     count: int
     options: Mapping[str, Any]
 
@@ -46,9 +45,9 @@ class Question:
 
 
 QUESTIONS: Final = {
-    "entities": Question("token-classification", "bert-glossary-ner", "ner_dev.json", "ner_dev.json", 300,
+    "entities": Question("token-classification", "bert-glossary-ner", "ner_dev.json", 300,
                          {"aggregation_strategy": "simple"}),
-    "long documents": Question("question-answering", "bert-glossary-qa", "qa_dev_long.json", "qa_dev_long.json", 60,
+    "long documents": Question("question-answering", "bert-glossary-qa", "qa_dev_long.json", 60,
                                {"handle_impossible_answer": True, "max_answer_len": 40}),
 }  # fmt: skip
 
@@ -76,7 +75,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         bundle = folder / question.model
         pinnace = [sys.executable, "-m", "pinnace"]
         run_child([*pinnace, "export", DATA / question.model, "--task", question.task, "-o", bundle, "-q"])
-        words: list[str | Path] = ["quantize", bundle, "--precision", "int8", "-q", "--data", DATA / question.labelled]
+        words: list[str | Path] = ["quantize", bundle, "--precision", "int8", "-q", "--data", DATA / question.examples]
         run_child([*pinnace, *words], threads=len(affinity()))
         given = question.given(8 if arguments.quick else question.count)
         (folder / "given.json").write_text(json.dumps(given), "utf-8")

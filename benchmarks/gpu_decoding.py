@@ -22,6 +22,7 @@ import numpy.typing as npt
 from benchmarks.common import ROOT, Figure, Server, affinity, finish, interleave, parser, ratio, run_child, summary
 from benchmarks.decoders import ONNX, ORT, TRANSFORMERS
 from benchmarks.decoding import CONTEXTS, QUICK_SHAPE, SHAPE, columnar, export, turn
+from pinnace.spec import PAST
 
 TRAINED: Final = ROOT / "tests" / "data" / "apertus-glossary"
 TEXTS: Final = ROOT / "tests" / "data" / "lm_dev.txt"
@@ -61,9 +62,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     measured: dict[str, Any] = {
         name: {quantity: summary(values) for quantity, values in rows.items()} for name, rows in columns.items()
     }
+    peer = columns[f"{TRANSFORMERS}, fp16"]
     figures = [
         Figure(f"{name}, fp16: {quantity}, of that of {TRANSFORMERS}, fp16", ratio(values, peer[quantity]))
-        for peer in [columns[f"{TRANSFORMERS}, fp16"]]
         for name in TARGETS
         for quantity, values in columns[f"{name}, fp16"].items()
     ]
@@ -134,7 +135,7 @@ def likeliest(session: Any, rows: list[npt.NDArray[Any]]) -> list[npt.NDArray[An
 
 def empty_cache(session: Any, rows: int) -> Mapping[str, Any]:
     """Keys and values of nothing."""
-    cache = [spec for spec in session.inputs if spec.name.startswith("past_key_values")]
+    cache = [spec for spec in session.inputs if spec.name.startswith(PAST)]
     return {spec.name: np.zeros((rows, spec.shape[1], 0, spec.shape[3]), spec.dtype) for spec in cache}
 
 

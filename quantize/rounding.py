@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pinnace.errors import NumericalError, UsageError, unknown_word
+from pinnace.quantize.saturation import HIGHEST, LARGEST_ACTIVATION
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -20,8 +21,8 @@ BITS: Final = (8, 4)
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 FULL_LIMIT: Final = 127
 # Where a CPU adds two neighbours' products in 16 bits, 255 * (64 + 64) is the most that fits: codes of one sign may
-# add up to this, and a small one leaves its room to a large neighbour.
-PAIR_LIMIT: Final = 128
+# add up to 128, and a small one leaves its room to a large neighbour.
+PAIR_LIMIT: Final = HIGHEST // LARGEST_ACTIVATION
 # Shares of the largest magnitude that the search tries: what is clipped pays with finer steps for all the rest.
 CHANNEL_RATIOS: Final = tuple(np.linspace(1.0, 0.5, 21).tolist())
 BLOCK_RATIOS: Final = tuple(np.linspace(1.0, 0.6, 17).tolist())

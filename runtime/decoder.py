@@ -166,7 +166,7 @@ class Batch:
         self.cache = cache
         self._binding = decoder.session.native.io_binding()
         self._bound: tuple[int, ...] = ()  # what the cache and the logits are bound for
-        self._fed: tuple[int, ...] = ()  # what the feeds are bound for
+        self._fed: tuple[int, ...] = ()  # the mask that the feeds are bound with; a new binding has none
         self._feeds: dict[str, Array] = {}
         self._logits: Array = np.empty(0, decoder.logits_dtype)
 
@@ -216,7 +216,7 @@ class Batch:
         cache.reserve(tokens)
         mask = cache.mask(counts, tokens)
         bound = (cache.version, rows, tokens)
-        fed = (*bound, mask.shape[1], int(mask.ctypes.data))
+        fed = (mask.shape[1], int(mask.ctypes.data))
         if bound != self._bound:
             self._bind(rows, tokens)
         feeds = self._feeds

@@ -14,6 +14,7 @@ import numpy as np
 from pinnace.compare import GATES, difference, of_real_tokens
 from pinnace.errors import BundleError, CheckFailed
 from pinnace.runtime.inputs import Array
+from pinnace.runtime.ort import as_halves
 from pinnace.runtime.session import Session
 from pinnace.spec import TensorSpec
 
@@ -77,9 +78,9 @@ def check_numbers(session: Session, cases: Mapping[str, Case]) -> str:
     gate = dataclasses.replace(GATES[session.precision], min_top1=0.0)
     worst: tuple[float, str] = (-1.0, "")
     # One set of golden numbers serves all precisions, and an fp16 decoder takes fp16 keys and values.
-    halves = {spec.name: spec.dtype for spec in session.inputs if spec.dtype == "float16"}
+    halves = {spec.name for spec in session.inputs if spec.dtype == "float16"}
     for case_name, case in cases.items():
-        got = session.run({n: a.astype(halves[n]) if n in halves else a for n, a in case.inputs.items()})
+        got = session.run(as_halves(case.inputs, halves))
         for spec in session.outputs:
             where = f"case {case_name!r}, output {spec.name!r}"
             if spec.name not in case.outputs:

@@ -10,7 +10,7 @@ import contextlib
 import importlib.metadata
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,15 +74,20 @@ def run_plain(
 ) -> list[npt.NDArray[Any]]:
     """Run a plain session; fp32 keys and values are rounded where a graph takes fp16 ones."""
     halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-    given = {name: array.astype(np.float16) if name in halves else array for name, array in feeds.items()}
-    made: list[npt.NDArray[Any]] = session.run(list(names), given)
+    made: list[npt.NDArray[Any]] = session.run(list(names), as_halves(feeds, halves))
     return made
+
+
+def as_halves(feeds: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+    """The feeds, those of the given names in half precision."""
+    return {name: array.astype(np.float16) if name in names else array for name, array in feeds.items()}
 
 
 __all__ = [
     "CPU_PACKAGE",
     "GPU_PACKAGE",
     "GPU_REMEDY",
+    "as_halves",
     "clash",
     "onnxruntime",
     "package_versions",

@@ -231,7 +231,7 @@ class Session:
         return tuple(dataclasses.replace(spec, dtype=self._dtypes[spec.name]) for spec in specs)
 
     def _output_names(self, asked: Sequence[str] | None) -> list[str]:
-        known = [spec.name for spec in self.outputs]
+        known = [spec.name for spec in self.bundle.manifest.outputs]  # types need not be looked up for each run
         if asked is None:
             return known
         if isinstance(asked, str) or not asked:

@@ -15,6 +15,7 @@ from pinnace.quantize.calibration import SAMPLE_ROWS, Activations, observe
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.ranges import (
+    TRIAL_ROWS,
     candidates,
     choose_range,
     plain_tokens,
@@ -106,12 +107,18 @@ def test_the_choice_has_the_least_error_and_smooths_outliers(per_token: bool) ->
     assert best.strength > 0 and best.smooth is not None
     plain = choose_range(seen(x), w, per_token=per_token, reduced=True, smoothing=False)
     assert plain.smooth is None and best.error < 0.5 * plain.error
-    # The error is that of the product, worked out anew.
-    divided = x / best.smooth
-    codes = rounded_tokens(divided, best.zero) if per_token else rounded_fixed(divided, best.scale, best.zero)
-    got, exact = codes @ rounded_weight(w * best.smooth, True).T, x @ w.T
-    error = float(np.square(got - exact).sum() / np.square(exact).sum())
-    assert 0.4 * best.error < error < 2.5 * best.error  # of all rows, not of a sample of them
+
+    def error(rows: Any) -> float:
+        """That of the product, worked out anew."""
+        divided = rows / best.smooth
+        codes = rounded_tokens(divided, best.zero) if per_token else rounded_fixed(divided, best.scale, best.zero)
+        got, exact = codes @ rounded_weight(w * best.smooth, True).T, rows @ w.T
+        return float(np.square(got - exact).sum() / np.square(exact).sum())
+
+    tried_rows = x[np.linspace(0, len(x) - 1, TRIAL_ROWS).astype(int)]
+    assert error(tried_rows) == pytest.approx(best.error, rel=1e-4)
+    # Of all rows: a fixed range cuts off what those that were tried did not show.
+    assert 0.5 * best.error < error(x) < (2 if per_token else 2.5) * best.error
 
 
 def test_a_fixed_range_covers_what_was_seen_and_fits_a_byte() -> None:

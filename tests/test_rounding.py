@@ -78,6 +78,7 @@ def test_channels_are_what_their_definition_says(reduced: bool) -> None:
     np.testing.assert_allclose(scales, widest.max(axis=1) / 127, rtol=1e-6)
     assert (np.abs(codes * scales[:, None] - w) <= 0.5001 * scales[:, None]).all()
     assert can_saturate(codes.T) is not reduced
+    assert np.abs(codes).max() <= 127 and (reduced or (np.abs(codes).max(axis=1) == 127).all())
     assert 1 < (scales / channel_codes(w, False)[1]).max() < 2 or not reduced  # always finer than codes up to 64
 
 
@@ -85,7 +86,7 @@ def test_reduced_range_never_saturates() -> None:
     w = weight(64, 256)
     w[:, :2] = np.abs(w).max() * 3  # neighbours as large as can be
     for codes in (channel_codes(w, True)[0], channel_codes(w, True, search=True)[0]):
-        assert codes[:, :2].astype(int).sum(1).max() >= rounding.PAIR_LIMIT - 2
+        assert (codes[:, :2].astype(int).sum(1) == rounding.PAIR_LIMIT).all()
         assert not can_saturate(codes.T)
     odd = channel_codes(w[:, :-1], True)[0]
     assert not can_saturate(odd.T)
@@ -169,7 +170,7 @@ def test_compensated_channels(reduced: bool) -> None:
     codes, scales = compensated_channels(w, gathered(correlated(600, K)), reduced)
     nearest, steps = channel_codes(w, reduced)
     assert lost(w, codes * scales[:, None], unseen) < 0.65 * lost(w, nearest * steps[:, None], unseen)
-    assert can_saturate(codes.T) is not reduced
+    assert np.abs(codes.astype(int)).max() <= 127 and can_saturate(codes.T) is not reduced
 
 
 def test_without_correlation_compensation_is_rounding() -> None:
