@@ -74,6 +74,8 @@ _ROWS: Final = (
             Flag("max-drop", "largest loss of the task's metric, such as 1%; by default the precision's gate", "SHARE",
                  convert=as_share),
             Flag("min-speedup", "with --auto, least speed-up over fp32; 1.2 by default", "RATIO", convert=as_number),
+            Flag("new-tokens", "with --auto, tokens that a decoder writes behind a prompt of 256; 128 by default", "N",
+                 convert=as_count),
             Flag("data", "examples: text, JSON lines or SQuAD's JSON; by default texts that come with Pinnace", "FILE",
                  convert=as_path),
             Flag("keep", "weights that stay as they are, a shell pattern; give it once for each", "PATTERN",

@@ -32,7 +32,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         threads=arguments.threads,
         output=arguments.output,
         progress=stages(console),
-        **({} if arguments.min_speedup is None else {"min_speedup": arguments.min_speedup}),
+        **{name: value for name in ("min_speedup", "new_tokens") if (value := getattr(arguments, name)) is not None},
     )
     if arguments.report is not None:
         Path(arguments.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")

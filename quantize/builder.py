@@ -15,7 +15,7 @@ from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.publishing import copy_file, file_facts, publishing
 from pinnace.quantize.examples import Examples, read_examples, split
-from pinnace.quantize.latency import UNTIMED, Latency
+from pinnace.quantize.latency import NEW_TOKENS, UNTIMED, Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
 from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes
 from pinnace.quantize.resume import Kept, resuming
@@ -55,6 +55,7 @@ def quantize(
     calibration: str | None = None,
     allow_degraded: bool = False,
     judge: bool = True,
+    new_tokens: int = NEW_TOKENS,
     threads: int | None = None,
     output: str | Path | None = None,
     progress: Progress | None = None,
@@ -78,6 +79,8 @@ def quantize(
         allow_degraded: write a variant that misses its gate, and say so in the manifest.
         judge: compare with fp32 on data, and time both; False, together with ``allow_degraded``, writes variants of
             models that are too large to be run here.
+        new_tokens: with ``auto``, for a decoder: how many tokens it writes behind a prompt of 256 in a usual request,
+            whose whole time decides.
         threads: threads of a run; None takes what the machine grants.
         output: another folder for the bundle; None replaces it.
         progress: called with a line of text at each stage.
@@ -93,8 +96,9 @@ def quantize(
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
     schemes = asked_schemes(precision, scheme, auto, source.manifest, calibration)
     settings = Settings(
-        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup, judge
-    )
+        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup,
+        judge, new_tokens,
+    )  # fmt: skip
     report: Report | None = None
     with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
         report = quantize_into(scratch, source, schemes, settings, data, auto=auto, say=say)
@@ -166,7 +170,8 @@ class _Quantization:
         self._counts = (len(calibration or ()), len(judging or ()))
         self._shop = Workshop(
             source, scratch, calibration, judging,
-            cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, say=say, kept=kept,
+            cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, new_tokens=settings.new_tokens,
+            say=say, kept=kept,
         )  # fmt: skip
 
     def one(self, scheme: Scheme) -> Report:
@@ -193,6 +198,8 @@ class _Quantization:
             return self._report(entries, None, why)
         best = max(fit, key=lambda entry: (round(entry.speedup, 2), -entry.bytes))
         why = f"of {len(fit)} that pass, {best.scheme} is the fastest here: {best.speedup:.2f} times fp32"
+        if best.latency.counts:
+            why += f" for a {next(iter(best.latency.counts))} and {self._settings.new_tokens} new tokens"
         return self._report(entries, best, why)
 
     def finish(self, entry: Entry, *, by_auto: bool) -> None:

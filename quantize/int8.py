@@ -7,7 +7,7 @@ no zero point, but ONNX Runtime multiplies them at a fifth of fp32's speed (1.32
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import onnx_ir as ir
@@ -29,8 +29,9 @@ def quantize_group(
     reduced: bool,
     corrections: Mapping[str, Array],
     hessian: Hessian | None = None,
-) -> None:
-    """Replace a group's projections by integer products.
+    tied: Collection[str] = (),
+) -> dict[str, Sequence[ir.Value]]:
+    """Replace a group's projections by integer products, and return the codes and steps of each weight.
 
     Args:
         emit: makes nodes before the group's first one.
@@ -40,6 +41,7 @@ def quantize_group(
         reduced: weights whose sums cannot overflow where the processor adds pairs in sixteen bits.
         corrections: projection -> what is added to its bias, float32 ``(N,)``.
         hessian: of the activations, to compensate rounding errors with; None rounds to nearest.
+        tied: weights whose codes a table reads too: they are stored row by row, and turned when a session opens.
     """
     if hessian is not None:
         hessian = hessian.divided(how.smooth)
@@ -54,8 +56,12 @@ def quantize_group(
         scale = plan.constant(f"{group.name}_activation_scale", np.float32(how.scale))
         zero = _byte(plan, how.zero)
         codes = emit.op("QuantizeLinear", x, scale, zero)
+    planned: dict[str, Sequence[ir.Value]] = {}
     for projection in group.members:
-        weight, steps = plan_weight(plan, projection, how.smooth, reduced, hessian)
+        rows = projection.name in tied
+        planned[projection.name] = plan_weight(plan, projection, how.smooth, reduced, hessian, rows=rows)
+        weight, steps = planned[projection.name]
+        weight = emit.op("Transpose", weight, perm=[1, 0]) if rows else weight
         bias = plan_bias(plan, projection, corrections.get(projection.name))
         early = None if how.per_token else bias
         inputs = (codes, weight, scale, steps, zero, None, early)
@@ -64,12 +70,19 @@ def quantize_group(
             y = emit.op("Mul", y, row_scale)
             y = y if bias is None else emit.op("Add", y, bias)
         emit.replace(projection.result, y)
+    return planned
 
 
 def plan_weight(
-    plan: TensorPlan, projection: Projection, smooth: Array | None, reduced: bool, hessian: Hessian | None
+    plan: TensorPlan,
+    projection: Projection,
+    smooth: Array | None,
+    reduced: bool,
+    hessian: Hessian | None,
+    *,
+    rows: bool = False,
 ) -> list[ir.Value]:
-    """Plan the codes int8 ``(K, N)`` and steps float32 ``(N,)`` of a weight."""
+    """Plan the codes int8 ``(K, N)``, or ``(N, K)`` where ``rows``, and steps float32 ``(N,)`` of a weight."""
     name = projection.name
     K, N = projection.inputs, projection.outputs
 
@@ -79,9 +92,12 @@ def plan_weight(
             codes, steps = channel_codes(weight, reduced=reduced)
         else:
             codes, steps = compensated_channels(weight, hessian, reduced, search=False)
-        return {f"{name}_quantized": codes.T, f"{name}_scale": steps}
+        return {f"{name}_quantized": codes if rows else codes.T, f"{name}_scale": steps}
 
-    entries = {f"{name}_quantized": (ir.DataType.INT8, (K, N)), f"{name}_scale": (ir.DataType.FLOAT, (N,))}
+    entries = {
+        f"{name}_quantized": (ir.DataType.INT8, (N, K) if rows else (K, N)),
+        f"{name}_scale": (ir.DataType.FLOAT, (N,)),
+    }
     return plan.add(entries, make)
 
 

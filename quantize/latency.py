@@ -8,7 +8,6 @@ from __future__ import annotations
 import dataclasses
 import statistics
 import time
-import types
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -27,30 +26,52 @@ SHORT: Final = 16  # tokens of the short row
 BATCH: Final = (4, 128)  # rows and tokens of the batch
 PROMPT: Final = 256
 STEPS: Final = 16
+NEW_TOKENS: Final = 128
 
 
 @dataclasses.dataclass(frozen=True)
 class Latency:
-    """Medians of one variant, in ms, by kind of work, and their ratios to fp32's in the same rounds."""
+    """How long one variant takes, by kind of work.
+
+    Attributes:
+        milliseconds: medians.
+        speedup: ratios of fp32's times to its own in the same rounds.
+        counts: how often each kind occurs in one request; empty where each kind is a request of its own.
+    """
 
     milliseconds: Mapping[str, float]
     speedup: Mapping[str, float]
+    counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     @property
     def overall(self) -> float:
-        """One number to choose by: the geometric mean of the speed-ups; NaN where nothing was timed."""
+        """One number to choose by: the speed-up of a whole request, or the geometric mean; NaN where nothing ran."""
         if not self.speedup:
             return float("nan")
+        if self.counts:
+            own = {kind: count * self.milliseconds[kind] for kind, count in self.counts.items()}
+            return sum(time * self.speedup[kind] for kind, time in own.items()) / sum(own.values())
         return float(np.exp(np.mean(np.log(list(self.speedup.values())))))
 
 
 UNTIMED: Final = Latency({}, {})  # of what was not run
 
-Work = Mapping[str, Callable[[], Any]]
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What is timed, and `Latency.counts` of it."""
+
+    kinds: Mapping[str, Callable[[], Any]]
+    counts: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
 
 def measure(
-    bundle: Bundle, precisions: Sequence[str], *, threads: int | None, rounds: int = ROUNDS
+    bundle: Bundle,
+    precisions: Sequence[str],
+    *,
+    threads: int | None,
+    rounds: int = ROUNDS,
+    new_tokens: int = NEW_TOKENS,
 ) -> dict[str, Latency]:
     """Time variants of a bundle in turn, so that a slow moment of the machine hits all of them.
 
@@ -59,14 +80,15 @@ def measure(
         precisions: the first is what the others are compared with.
         threads: threads of a run; None takes what the machine grants.
         rounds: measured rounds, after one that only warms up.
+        new_tokens: how many a decoder writes in one request.
     """
-    works = {precision: _work(bundle, precision, threads) for precision in precisions}
-    kinds = list(next(iter(works.values())))
+    works = {precision: _work(bundle, precision, threads, new_tokens) for precision in precisions}
+    kinds, counts = list(works[precisions[0]].kinds), works[precisions[0]].counts
     times: dict[tuple[str, str], list[float]] = {(p, kind): [] for p in precisions for kind in kinds}
     for turn in range(rounds + 1):
         for kind in kinds:
             for precision, work in works.items():
-                spent = _timed(work[kind])
+                spent = _timed(work.kinds[kind])
                 if turn:
                     times[precision, kind].append(spent)
     base = precisions[0]
@@ -74,6 +96,7 @@ def measure(
         precision: Latency(
             {kind: 1e3 * statistics.median(times[precision, kind]) for kind in kinds},
             {kind: _ratio(times[base, kind], times[precision, kind]) for kind in kinds},
+            counts,
         )
         for precision in precisions
     }
@@ -94,17 +117,17 @@ def _ratio(base: Sequence[float], other: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(base, other, strict=True))
 
 
-def _work(bundle: Bundle, precision: str, threads: int | None) -> Work:
+def _work(bundle: Bundle, precision: str, threads: int | None, new_tokens: int) -> Work:
     if bundle.manifest.cache is not None:
-        return _decoding(bundle, precision, threads)
+        return _decoding(bundle, precision, threads, new_tokens)
     session = Session(bundle, precision, threads=threads)
     generator = np.random.default_rng(SEED)
     short = random_inputs(bundle.manifest, generator, 1, SHORT)
     batch = random_inputs(bundle.manifest, generator, *BATCH)
-    return types.MappingProxyType({"short row": lambda: session.run(short), "batch": lambda: session.run(batch)})
+    return Work({"short row": lambda: session.run(short), "batch": lambda: session.run(batch)})
 
 
-def _decoding(bundle: Bundle, precision: str, threads: int | None) -> Work:
+def _decoding(bundle: Bundle, precision: str, threads: int | None, new_tokens: int) -> Work:
     decoder = Decoder(Session(bundle, precision, threads=threads))
     length = min(PROMPT, decoder.limit - STEPS)
     ids = np.random.default_rng(SEED).integers(0, decoder.vocabulary, length)
@@ -119,4 +142,5 @@ def _decoding(bundle: Bundle, precision: str, threads: int | None) -> Work:
             batch.step(np.array([token]), limit)
         batch.cache.shorten(0, length)
 
-    return types.MappingProxyType({f"prompt of {length}": prompt, f"{STEPS} steps": step})
+    reading, writing = f"prompt of {length}", f"{STEPS} steps"
+    return Work({reading: prompt, writing: step}, {reading: 1, writing: new_tokens / STEPS})

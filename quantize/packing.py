@@ -60,7 +60,7 @@ def gather_operands(blocks: Blocks) -> Operands:
 
     The node's inputs are ``data, indices, scales[, zeros]``. For uint8 data its CPU kernel wants the first axis
     gathered and the last one quantized. Where K is a multiple of the block, the bytes are those of `matmul_operands`:
-    two initializers of different shapes can then lie on one range of an external file (see `shares_bytes`).
+    one tensor then serves both (see `shares_bytes`).
 
     Args:
         blocks: an embedding of N rows and K columns.
@@ -78,9 +78,9 @@ def gather_operands(blocks: Blocks) -> Operands:
     )
 
 
-def shares_bytes(blocks: Blocks) -> bool:
+def shares_bytes(columns: int, block: int) -> bool:
     """Whether MatMulNBits and GatherBlockQuantized read the same bytes, so that a tied weight is stored once."""
-    return int(blocks.codes.shape[1]) % blocks.block == 0
+    return columns % block == 0
 
 
 def integer_operands(codes: Codes, scales: Floats) -> tuple[Codes, Floats]:

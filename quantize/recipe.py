@@ -16,16 +16,17 @@ from pinnace.quantize.emit import Emitter, sweep
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.int8 import quantize_group
 from pinnace.quantize.observed import Observed
-from pinnace.quantize.projections import Group, Projection, find_groups, find_tables
+from pinnace.quantize.projections import Group, Table, find_groups, find_tables
 from pinnace.quantize.qdq import quantize_pairs
 from pinnace.quantize.rounders import rounding_for
-from pinnace.quantize.tables import quantize_blocks, quantize_rows, split_embedding
+from pinnace.quantize.tables import StoredCodes, gather_tied, quantize_blocks, quantize_rows, split_embedding
 from pinnace.quantize.tensors import TensorPlan
 from pinnace.quantize.thresholds import METHODS, MIN_MAX, NEED_HISTOGRAMS
 from pinnace.quantize.weight_only import quantize_projection
 
 KEEP: Final = "keep"
 HALF: Final = "half"
+TIED: Final = "tied"
 QDQ: Final = ("qdq", "qdq-signed")
 # Way of a projection -> what it means, as reports say it.
 WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
@@ -46,12 +47,13 @@ TABLE_WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
         "rows8": "8 bits, one scale a row",
         "blocks8": "8 bits in blocks",
         "blocks4": "4 bits in blocks",
+        TIED: "the codes of the projection that has the same weight",
         HALF: "half precision",
         KEEP: "as it is",
     }
 )
 ROUNDINGS: Final = ("nearest", "half-quadratic", "compensated")
-_BITS: Final[Mapping[str, int]] = types.MappingProxyType({"blocks8": 8, "blocks4": 4})
+BITS: Final[Mapping[str, int]] = types.MappingProxyType({"blocks8": 8, "blocks4": 4})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,12 @@ class Recipe:
         assert self.rounding in ROUNDINGS
         assert self.calibration in METHODS
 
+    def alone(self, name: str) -> Recipe:
+        """The recipe for one group or table, or for both where they have one weight; all others stay as they are."""
+        groups = {n: way if n == name else KEEP for n, way in self.groups.items()}
+        tables = {n: way if n == name else KEEP for n, way in self.tables.items()}
+        return dataclasses.replace(self, groups=groups, tables=tables)
+
     def changed(self, names: Collection[str], way: str) -> Recipe:
         """The recipe with another way for some groups."""
         return dataclasses.replace(self, groups={n: way if n in names else old for n, old in self.groups.items()})
@@ -95,7 +103,7 @@ class Recipe:
         """Groups whose activations must have been observed."""
         ways = {*QDQ, "fixed", "token"} if self.smoothing else {*QDQ, "fixed"}
         if self.rounding == "compensated":
-            ways |= {*_BITS, "fixed", "token"}
+            ways |= {*BITS, "fixed", "token"}
         return frozenset(name for name, way in self.groups.items() if way in ways)
 
     @property
@@ -160,18 +168,27 @@ def apply(model: ir.Model, recipe: Recipe, observed: Observed) -> Applied:
     if recipe.half:
         return _halved(model, plan, recipe, observed)
     decisions: dict[str, dict[str, Any]] = {}
+    codes: dict[str, StoredCodes] = {}
     for group in find_groups(model.graph):
-        decisions[group.name] = _apply_group(model.graph, plan, group, recipe, observed)
+        decisions[group.name] = _apply_group(model.graph, plan, group, recipe, observed, codes)
     for table in find_tables(model.graph):
-        way = recipe.tables.get(table.name, KEEP)
-        emit = Emitter(model.graph, table.node)
-        if way == "rows8":
-            quantize_rows(emit, plan, table)
-        elif way != KEEP:
-            rounding = rounding_for(recipe, _BITS[way], None)
-            quantize_blocks(emit, plan, table, _BITS[way], recipe.block, rounding)
+        _apply_table(Emitter(model.graph, table.node), plan, table, recipe, codes)
     sweep(model)
     return Applied(model, plan, decisions)
+
+
+def _apply_table(
+    emit: Emitter, plan: TensorPlan, table: Table, recipe: Recipe, codes: Mapping[str, StoredCodes]
+) -> None:
+    way = recipe.tables.get(table.name, KEEP)
+    if way == "rows8":
+        quantize_rows(emit, plan, table)
+    elif way == TIED:
+        if table.name in codes:  # else the projection stays as it is, and with it their weight
+            gather_tied(emit, plan, table, codes[table.name])
+    elif way != KEEP:
+        rounding = rounding_for(recipe, BITS[way], None)
+        quantize_blocks(emit, plan, table, BITS[way], recipe.block, rounding)
 
 
 def _halved(model: ir.Model, plan: TensorPlan, recipe: Recipe, observed: Observed) -> Applied:
@@ -189,7 +206,10 @@ def _halved(model: ir.Model, plan: TensorPlan, recipe: Recipe, observed: Observe
     return Applied(model, plan, decisions, islands)
 
 
-def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe, observed: Observed) -> dict[str, Any]:
+def _apply_group(
+    graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe, observed: Observed, codes: dict[str, StoredCodes]
+) -> dict[str, Any]:
+    """Rewrite a group, add to ``codes`` what it planned for each weight, and return what was decided."""
     way = recipe.groups.get(group.name, KEEP)
     facts: dict[str, Any] = {"way": way, "weights": [member.name for member in group.members]}
     emit = Emitter(graph, group.members[0].node)
@@ -197,7 +217,11 @@ def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe
         how = observed.range_of(group, per_token=way == "token", reduced=recipe.reduced, smoothing=recipe.smoothing)
         corrections = observed.corrections(group, how, reduced=recipe.reduced)
         hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
-        quantize_group(emit, plan, group, how, reduced=recipe.reduced, corrections=corrections, hessian=hessian)
+        tied = [name for name, table_way in recipe.tables.items() if table_way == TIED]
+        planned = quantize_group(
+            emit, plan, group, how, reduced=recipe.reduced, corrections=corrections, hessian=hessian, tied=tied
+        )
+        codes |= {name: StoredCodes(values, 8, factors=how.smooth) for name, values in planned.items()}
         facts["smoothing"] = how.strength
         if group.name in observed.activations:  # without data no error is known, and JSON has no NaN
             facts["error"] = float(f"{how.error:.3g}")
@@ -209,13 +233,12 @@ def _apply_group(graph: ir.Graph, plan: TensorPlan, group: Group, recipe: Recipe
         )
         facts |= {"calibration": recipe.calibration, "scale": float(f"{how.scale:.6g}"), "zero": how.zero}
     elif way != KEEP:
+        bits, block = BITS[way], recipe.block
+        hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
         for member in group.members:
-            _apply_blocks(emit, plan, group, member, recipe, _BITS[way], observed)
+            rounding = rounding_for(recipe, bits, hessian)
+            values = quantize_projection(
+                emit, plan, member, bits=bits, block=block, zeros=recipe.zeros, rounding=rounding
+            )
+            codes[member.name] = StoredCodes(values, bits, block)
     return facts
-
-
-def _apply_blocks(
-    emit: Emitter, plan: TensorPlan, group: Group, member: Projection, recipe: Recipe, bits: int, observed: Observed
-) -> None:
-    rounding = rounding_for(recipe, bits, observed.hessian_of(group) if recipe.rounding == "compensated" else None)
-    quantize_projection(emit, plan, member, bits=bits, block=recipe.block, zeros=recipe.zeros, rounding=rounding)

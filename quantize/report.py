@@ -9,6 +9,7 @@ from typing import Any
 
 from pinnace.compare import Bound, Evaluation
 from pinnace.quantize.latency import Latency
+from pinnace.quantize.recipe import TIED
 from pinnace.quantize.workshop import Candidate
 from pinnace.runtime.cpu import Cpu
 from pinnace.units import in_bytes
@@ -145,8 +146,9 @@ class Report:
 def relieved(candidate: Candidate) -> dict[str, str]:
     """Weights that did not go the way that most of their kind go, and the way that each went."""
     found: dict[str, str] = {}
-    for ways in (candidate.recipe.groups, candidate.recipe.tables):
-        usual = max(set(ways.values()), key=list(ways.values()).count, default="")
+    tables = {name: way for name, way in candidate.recipe.tables.items() if way != TIED}  # told by its projection
+    for ways in (candidate.recipe.groups, tables):
+        usual = max(ways.values(), key=list(ways.values()).count, default="")
         found |= {name: way for name, way in ways.items() if way != usual}
     return found
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pinnace.errors import UsageError, unknown_word
+from pinnace.quantize.latency import NEW_TOKENS
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.thresholds import METHODS
 from pinnace.spec import Manifest
@@ -35,6 +36,11 @@ class Settings:
     max_drop: float | None = None
     min_speedup: float = MIN_SPEEDUP
     judge: bool = True
+    new_tokens: int = NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        if self.new_tokens < 1:
+            raise UsageError(f"--new-tokens {self.new_tokens}: a request writes at least one token; give 1 or more")
 
 
 def usual_scheme(precision: str) -> Scheme:

@@ -10,8 +10,9 @@ from typing import Final
 import onnx_ir as ir
 
 from pinnace.errors import UsageError
-from pinnace.quantize.projections import find_groups, find_tables
-from pinnace.quantize.recipe import HALF, KEEP, QDQ, Recipe, selected
+from pinnace.quantize.packing import shares_bytes
+from pinnace.quantize.projections import find_groups, find_projections, find_tables
+from pinnace.quantize.recipe import BITS, HALF, KEEP, QDQ, TIED, Recipe, selected
 from pinnace.quantize.thresholds import MIN_MAX
 
 
@@ -69,19 +70,30 @@ class Scheme:
         if calibration is not None and self.way not in QDQ:
             users = ", ".join(name for name, row in SCHEMES.items() if row.way in QDQ)
             raise UsageError(f"--calibration is for the schemes {users}; leave it out for {self.name}")
+        block = block or self.block
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
+        tied = self._tied(graph, block) & chosen
         return Recipe(
             groups={g: self.way if chosen.issuperset(names) else KEEP for g, names in groups.items()},
-            tables={t: self.table if t in chosen else KEEP for t in tables},
+            tables={t: TIED if t in tied else self.table if t in chosen else KEEP for t in tables},
             reduced=reduced,
-            block=block or self.block,
+            block=block,
             rounding=self.rounding,
             smoothing=self.smoothing,
             calibration=calibration or MIN_MAX,
             half=self.way == HALF,
         )
+
+    def _tied(self, graph: ir.Graph, block: int) -> frozenset[str]:
+        """Tables whose rows can be gathered from what is stored of the projection that has the same weight."""
+        if self.way in (HALF, *QDQ):
+            return frozenset()
+        tables = {table.name for table in find_tables(graph)}
+        found = (p for p in find_projections(graph) if p.name in tables and p.transposed)
+        blocks = not BITS.keys().isdisjoint((self.way, *self.relief))
+        return frozenset(p.name for p in found if not blocks or shares_bytes(p.inputs, block))
 
     @property
     def calibrates(self) -> bool:

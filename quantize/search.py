@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Final
 
-from pinnace.quantize.recipe import KEEP, Recipe
+from pinnace.quantize.recipe import KEEP, TIED, Recipe
 from pinnace.quantize.schemes import Scheme
 from pinnace.quantize.workshop import UNJUDGED, Candidate, Workshop
 
@@ -44,7 +44,8 @@ def satisfy(workshop: Workshop, scheme: Scheme, recipe: Recipe) -> Attempt:
         return made
 
     best = make(recipe)
-    changing = [name for name, way in (*recipe.groups.items(), *recipe.tables.items()) if way != KEEP]
+    ways = (*recipe.groups.items(), *recipe.tables.items())
+    changing = list(dict.fromkeys(name for name, way in ways if way != KEEP))  # a tied weight is in both
     if not best.miss or best.miss == UNJUDGED or not changing:
         return Attempt(best, ())
     order = tuple(workshop.effects(scheme.name, recipe, changing))
@@ -66,7 +67,8 @@ def _relieved(recipe: Recipe, scheme: Scheme, names: Sequence[str], step: int) -
     """The recipe with some weights gone to the way of relief that has this place in the scheme's list."""
     way = scheme.relief[min(step, len(scheme.relief) - 1)]
     table_way = scheme.table_relief[min(step, len(scheme.table_relief) - 1)]
-    tables = {t: table_way if t in names else old for t, old in recipe.tables.items()}
+    # A tied table goes where its projection goes.
+    tables = {t: table_way if t in names and old != TIED else old for t, old in recipe.tables.items()}
     return dataclasses.replace(recipe.changed(names, way), tables=tables)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 import numpy as np
@@ -17,6 +18,24 @@ from pinnace.quantize.tensors import Array, TensorPlan, rows_of
 
 EMBED: Final = "EmbedLayerNormalization"
 _INPUTS: Final = 9  # of EmbedLayerNormalization
+
+
+@dataclasses.dataclass(frozen=True)
+class StoredCodes:
+    """What a variant stores of a projection's weight (N, K).
+
+    Attributes:
+        values: codes and scales, and zero points where there are any: of rows (N, K) and (N,), or of blocks
+            (N, blocks, bytes) and (N, blocks).
+        bits: of a code.
+        block: columns that share a scale, which divide K; None where a row has one.
+        factors: by what the columns were multiplied before they were rounded, (K,).
+    """
+
+    values: Sequence[ir.Value]
+    bits: int
+    block: int | None = None
+    factors: Array | None = None
 
 
 def split_embedding(model: ir.Model) -> None:
@@ -83,6 +102,26 @@ def quantize_blocks(emit: Emitter, plan: TensorPlan, table: Table, bits: int, bl
         bits=bits, block_size=block, gather_axis=0, quantize_axis=1,
     )  # fmt: skip
     emit.replace(table.node.outputs[0], value)
+
+
+def gather_tied(emit: Emitter, plan: TensorPlan, table: Table, stored: StoredCodes) -> None:
+    """Gather rows of the codes of the projection that has the same weight, which is then stored once."""
+    ids = table.node.inputs[1]
+    if stored.block is not None:
+        data, *scales = stored.values
+        flat = plan.constant("constant_int64_1d_0_m1", np.array([0, -1], np.int64))
+        rows = emit.op(
+            "GatherBlockQuantized", emit.op("Reshape", data, flat), ids, *scales, domain=FUSED,
+            bits=stored.bits, block_size=stored.block, gather_axis=0, quantize_axis=1,
+        )  # fmt: skip
+    else:
+        codes, steps = (emit.op("Gather", value, ids) for value in stored.values)
+        last = plan.constant("constant_int64_1d_m1", np.array([-1], np.int64))
+        rows = emit.op("Mul", emit.op("Cast", codes, to=ir.DataType.FLOAT), emit.op("Unsqueeze", steps, last))
+        if stored.factors is not None:
+            inverse = plan.constant(f"{table.name}_unsmoothing", np.asarray(1 / stored.factors, np.float32))
+            rows = emit.op("Mul", rows, inverse)
+    emit.replace(table.node.outputs[0], rows)
 
 
 def _shape(table: Table) -> tuple[int, int]:

@@ -20,8 +20,8 @@ from pinnace.quantize.tensors import Array, TensorPlan
 
 def quantize_projection(
     emit: Emitter, plan: TensorPlan, projection: Projection, *, bits: int, block: int, zeros: bool, rounding: Rounding
-) -> None:
-    """Replace a projection by MatMulNBits.
+) -> list[ir.Value]:
+    """Replace a projection by MatMulNBits, and return the initializers that it reads: codes, scales, zero points.
 
     Args:
         emit: makes nodes before the projection.
@@ -56,3 +56,4 @@ def quantize_projection(
         K=K, N=N, bits=bits, block_size=block, accuracy_level=ACCURACY_LEVEL,
     )  # fmt: skip
     emit.replace(projection.result, product if projection.bias is None else emit.op("Add", product, projection.bias))
+    return packed

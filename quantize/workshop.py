@@ -20,7 +20,7 @@ from pinnace.quantize.latency import Latency, measure
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.random_inputs import random_feeds
-from pinnace.quantize.recipe import KEEP, Recipe, load_graph
+from pinnace.quantize.recipe import Recipe, load_graph
 from pinnace.quantize.resume import Kept
 from pinnace.quantize.steps import Step
 from pinnace.quantize.variant import REFERENCE, Written, write_variant
@@ -68,6 +68,7 @@ class Workshop:
         cpu: the processor.
         threads: threads of a run; None takes what the machine grants.
         max_drop: the user's largest drop in place of the gate's.
+        new_tokens: tokens that a decoder writes in one request.
         say: called with a line at each stage.
         kept: what an interrupted run had found out; None keeps nothing.
     """
@@ -82,12 +83,14 @@ class Workshop:
         cpu: Cpu,
         threads: int | None,
         max_drop: float | None,
+        new_tokens: int,
         say: Progress,
         kept: Kept | None = None,
     ) -> None:
         self.source, self.scratch, self.cpu, self.threads = source, scratch, cpu, threads
         self.bundle = Bundle(scratch, source.manifest, verified=True)
         self._calibration, self._max_drop, self.say = calibration, max_drop, say
+        self._new_tokens = new_tokens
         self._kept = Kept() if kept is None else kept
         self._activations: dict[str, Activations] = {}
         self._observed = Observed(self._activations)  # one for all candidates, so that ranges are searched for once
@@ -183,7 +186,10 @@ class Workshop:
         if (known := self._kept.recall(about, _read_latency)) is not None:
             return known
         written = self.write(candidate.scheme, precision, candidate.recipe)
-        found = measure(self.with_variant(precision, written), (REFERENCE, precision), threads=self.threads)
+        found = measure(
+            self.with_variant(precision, written), (REFERENCE, precision),
+            threads=self.threads, new_tokens=self._new_tokens,
+        )  # fmt: skip
         self._kept.note(about, {name: dataclasses.asdict(latency) for name, latency in found.items()})
         return found
 
@@ -191,8 +197,6 @@ class Workshop:
         """How far each group or table alone moves the outputs: squared error relative to their square, worst first."""
         chosen = self.feeds()[:PROBE_FEEDS]
         exact: list[Any] | None = None
-        nothing = recipe.changed(recipe.groups, KEEP)
-        nothing = dataclasses.replace(nothing, tables=dict.fromkeys(recipe.tables, KEEP))
         found = {}
         for done, name in enumerate(names, 1):
             about = ["effect", scheme, recipe.to_dict(), name]
@@ -201,11 +205,7 @@ class Workshop:
                 continue
             if exact is None:
                 exact = self._outputs(self.bundle.graph_path(REFERENCE), chosen)
-            if name in recipe.groups:
-                probe = nothing.changed([name], recipe.groups[name])
-            else:
-                probe = dataclasses.replace(nothing, tables={**nothing.tables, name: recipe.tables[name]})
-            written = self.write(scheme, PROBE, probe)
+            written = self.write(scheme, PROBE, recipe.alone(name))
             got = self._outputs(self.scratch / written.variant.graph, chosen)
             errors = (np.square(a - b, dtype=np.float64).sum() for a, b in zip(got, exact, strict=True))
             sizes = (np.square(b, dtype=np.float64).sum() for b in exact)
@@ -232,7 +232,7 @@ def _read_judged(data: Any) -> tuple[Written, Evaluation]:
 
 
 def _read_latency(data: Any) -> dict[str, Latency]:
-    return {name: Latency(dict(one["milliseconds"]), dict(one["speedup"])) for name, one in data.items()}
+    return {name: Latency(**{part: dict(value) for part, value in one.items()}) for name, one in data.items()}
 
 
 def _unjudged(bundle: Bundle, precision: str) -> Evaluation:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pinnace
 from pinnace.compare import TASK_GATES
 from pinnace.errors import CheckFailed
 from pinnace.quantize import int8, tables
+from pinnace.quantize.latency import Latency
 from pinnace.quantize.rounding import channel_codes
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.decoder import INT8_PIECE, Decoder
@@ -185,6 +187,18 @@ def test_a_poisoned_weight_is_found_and_kept(fp32_of: Fp32Of, monkeypatch: pytes
     assert kept and all("intermediate" in name or "output.dense" in name for name in kept) and len(kept) < len(groups)
 
 
+def test_a_request_s_whole_time_decides_between_a_faster_prompt_and_faster_steps() -> None:
+    prompt_first = {"prompt of 256": 100.0, "16 steps": 20.0}, {"prompt of 256": 2.0, "16 steps": 1.5}
+    steps_first = {"prompt of 256": 250.0, "16 steps": 10.0}, {"prompt of 256": 0.8, "16 steps": 3.0}
+    few, many = {"prompt of 256": 1, "16 steps": 1}, {"prompt of 256": 1, "16 steps": 16}
+    assert Latency(*prompt_first, few).overall == pytest.approx((200 + 30) / (100 + 20))
+    assert Latency(*steps_first, many).overall == pytest.approx((200 + 480) / (250 + 160))
+    assert Latency(*prompt_first, few).overall > Latency(*steps_first, few).overall
+    assert Latency(*prompt_first, many).overall < Latency(*steps_first, many).overall
+    assert Latency({"a": 1, "b": 1}, {"a": 2, "b": 8}).overall == pytest.approx(4)
+    assert math.isnan(Latency({}, {}).overall)
+
+
 @pytest.mark.usefixtures("quick_clock")
 def test_auto_keeps_fp32_where_nothing_is_faster(fp32_of: Fp32Of, cli: Cli, tmp_path: Path) -> None:
     bundle = copied(fp32_of(NER), tmp_path / "bundle")
@@ -224,6 +238,7 @@ def test_patterns_are_obeyed_and_run_answers_in_int8(fp32_of: Fp32Of, cli: Cli, 
         (["--auto", "--scheme", "int8"], 2, ["--auto chooses the scheme"]),
         (["--max-drop", "300%"], 2, ["max-drop"]),
         (["--data", "absent.json"], 2, ["absent.json"]),
+        (["--auto", "--new-tokens", "0"], 2, ["new-tokens"]),
         (["--block", "33", "--scheme", "int8-weights"], 2, ["33", "32"]),
     ],
 )

@@ -144,7 +144,7 @@ def test_smoothing_is_exact_in_fp32(
     """Folded into LayerNorm and RMSNorm, or a product of its own: without rounding, the model gives its own numbers."""
     folded = {"in norms": 0, "apart": 0}
 
-    def unrounded(emit: Emitter, plan: Any, group: Any, how: Any, **_: Any) -> None:
+    def unrounded(emit: Emitter, plan: Any, group: Any, how: Any, **_: Any) -> dict[str, Any]:
         factors = np.random.default_rng(group.inputs).uniform(0.2, 5, group.inputs).astype(np.float32)
         x = emit.smooth(plan, group, factors)
         folded["in norms" if x is group.activations else "apart"] += 1
@@ -152,6 +152,7 @@ def test_smoothing_is_exact_in_fp32(
             weight = plan.constant(f"{member.name}_t", np.ascontiguousarray(int8.smoothed(member, factors).T))
             y = emit.op("MatMul", x, weight)
             emit.replace(member.result, y if member.bias is None else emit.op("Add", y, member.bias))
+        return {}
 
     monkeypatch.setattr(recipes, "quantize_group", unrounded)
     bundle = bundle_of(QA) if name == QA else decoder_of("apertus-ort-all")
@@ -167,27 +168,6 @@ def decoder_feed(tokens: int) -> dict[str, Any]:
     ids = random_ids(6, 1, tokens, 6144)
     past = {f"past_key_values.{i}.{k}": np.zeros((1, 2, 0, 32), np.float32) for i in range(4) for k in ("key", "value")}
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(tokens)[None], **past}
-
-
-@pytest.mark.usefixtures("all_sizes")
-@pytest.mark.parametrize("ways", [("token", "rows8"), ("blocks8", "blocks8"), ("blocks8", KEEP), (KEEP, "rows8")])
-def test_a_weight_that_is_table_and_projection_is_right_in_both(
-    bundle_of: BundleOf, tmp_path: Path, ways: tuple[str, str]
-) -> None:
-    bundle = bundle_of("tiny-mlm")
-    model = load_graph(bundle / "model.onnx")
-    products, tables = named(model.graph)
-    assert products & tables  # the graph holds the tied weight once
-    path, _ = rewritten(bundle, tmp_path, *ways, smoothing=False, block=16)
-    feeds = [encoder_feed(random_ids(7, 2, 20, 640))]
-    got, exact = outputs(path, feeds)[0]["logits"], outputs(bundle / "model.onnx", feeds)[0]["logits"]
-    cosine = (got * exact).sum() / np.linalg.norm(got) / np.linalg.norm(exact)
-    assert 0.97 < cosine < 1 - 1e-9  # sixteen channels leave rounding little to average over
-    header = json.loads(
-        (data := (tmp_path / "model.onnx_data").read_bytes())[8 : 8 + int.from_bytes(data[:8], "little")]
-    )
-    tied = next(iter(products & tables))
-    assert (tied in header) is (KEEP in ways)  # fp32 only where something still reads it
 
 
 def test_the_embedding_s_ways(decoder_of: MakeBundle, tmp_path: Path) -> None:
