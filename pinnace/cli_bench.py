@@ -31,7 +31,7 @@ _FIELDS: Final = {
     "scenario": "scenarios", "precision": "precisions", "device": "devices", "threads": "threads", "batch": "batches",
     "prompt": "prompts", "output_tokens": "output_tokens", "concurrency": "concurrency", "rounds": "rounds",
     "starts": "starts", "round_seconds": "round_s", "latency_bound": "latency_bound_s", "percentile": "percentile",
-    "peers": "peers", "peer_model": "peer_models", "against": "against", "seed": "seed",
+    "peers": "peers", "peer_model": "peer_models", "against": "against", "seed": "seed", "data": "data",
 }  # fmt: skip
 
 

@@ -176,6 +176,8 @@ _ROWS: Final = (
             Flag("output-tokens", "new tokens behind the prompt; 32 by default", "N,...", convert=as_counts),
             Flag("concurrency", "queries at work at once; 1 by default", "N,...", convert=as_counts),
             Flag("input", "inputs of your own, one a line, as pinnace run takes them", "FILE", "i", convert=as_path),
+            Flag("data", "labelled examples, as quantize takes them: the task's metric beside speed", "FILE",
+                 convert=as_path),
             Flag("latency-bound", "of the server scenario: the time that answers must keep", "TIME",
                  convert=as_seconds),
             Flag("percentile", "share of the answers that must keep it; 99% by default", "SHARE", convert=as_share),

@@ -27,6 +27,7 @@ from pinnace.bench.rate_search import PRECISION, RateSearch
 from pinnace.bench.results import Result
 from pinnace.cli import main
 from pinnace.runtime.ort import onnxruntime
+from tests.conftest import DATA
 
 BundleOf = Callable[[str], Path]
 QUICK = ("--rounds", "6", "--starts", "2", "--round-seconds", "20ms", "--threads", "1", "-q")
@@ -107,6 +108,25 @@ def test_texts_offline_and_arrivals(bundle_of: BundleOf, tmp_path: Path, capsys:
     assert server["measures"]["highest_rate"]["value"] > 1
     assert any(tried["held"] for tried in server["curve"])
     assert shown["candidates"][0]["accuracy"]["top1"] == 1.0
+
+
+def test_the_task_s_metric_stands_beside_speed(
+    bundle_of: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tmp_path / "questions.json"
+    rows = json.loads((DATA / "qa_dev.json").read_text("utf-8"))
+    data.write_text(json.dumps(rows[:24]))
+    words = ["bench", str(bundle_of("bert-glossary-qa")), "--length", "8", "--data", str(data), *QUICK]
+    assert main([*words, "--json", "--markdown", str(tmp_path / "t.md")]) == 0
+    found = json.loads(capsys.readouterr().out)["candidates"][0]["accuracy"]
+    assert (found["metric"], found["data"]) == ("f1", "24 labelled examples of questions.json")
+    assert found["value"] == found["reference_value"] > 0.95
+    assert found["cosine_min"] == pytest.approx(1.0)
+    assert "f1" in (tmp_path / "t.md").read_text("utf-8")
+    # What cannot judge is told before anything is measured.
+    data.write_text('{"neither": "question", "nor": "text"}\n')
+    assert main(words) == 2
+    assert "questions.json" in capsys.readouterr().err
 
 
 def sum_of_tokens(shown: Mapping[str, Any]) -> int:

@@ -46,6 +46,7 @@ class Request:
         peers: program -> Python of its environment.
         peer_models: program -> folder or file in place of the bundle.
         against: a second bundle, measured in the same rounds.
+        data: file of examples that the task's metric is measured on.
     """
 
     scenarios: tuple[str, ...] = ("single-stream",)
@@ -70,6 +71,7 @@ class Request:
     peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
     peer_models: Mapping[str, str] = dataclasses.field(default_factory=dict)
     against: str | None = None
+    data: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -205,7 +205,9 @@ def _agreement(one: Candidate) -> Cell:
         parts.append(f"cosine {found.cosine_mean:.5f}")
     if found.top1 is not None:
         parts.append(f"same top {in_unit(found.top1, '')}")
-    return Cell(parts[0] if parts else "", ", ".join(parts[1:]), why=f"{found.rows:,} rows against {found.reference}")
+    why = [f"{found.rows:,} rows against {found.reference}"] if found.reference else []
+    why += [f"{found.metric} on {found.data}"] if found.data else []
+    return Cell(parts[0] if parts else "", ", ".join(parts[1:]), why="; ".join(why))
 
 
 def _cell(name: str, found: Measure | None, best: bool) -> Cell:

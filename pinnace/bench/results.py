@@ -66,8 +66,9 @@ class Accuracy:
         top1: share of rows whose largest entry, or new token, is the same.
         max_abs: largest difference of a number; None for tokens.
         metric: name of the task's metric on given data, such as ``f1``; empty without data.
-        value: the metric, 0 to 1.
-        reference_value: the metric of the reference.
+        value: the metric, larger is better; None where the variant gave NaN or infinity.
+        reference_value: the metric of the bundle's fp32 variant.
+        data: what the metric was measured on, in words.
     """
 
     reference: str
@@ -79,6 +80,7 @@ class Accuracy:
     metric: str = ""
     value: float | None = None
     reference_value: float | None = None
+    data: str = ""
 
 
 @dataclasses.dataclass(frozen=True)

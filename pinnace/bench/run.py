@@ -15,6 +15,7 @@ from pinnace.bench import machine
 from pinnace.bench.children import run_child
 from pinnace.bench.jobs import write_texts
 from pinnace.bench.judge import Row, judge_pairs, pair_up
+from pinnace.bench.judging import judged, read_data
 from pinnace.bench.plan import PROGRAM, Request, make_plan
 from pinnace.bench.processes import now
 from pinnace.bench.results import Result
@@ -37,6 +38,7 @@ def bench(path: str | Path, request: Request, progress: Callable[[str], None] = 
 
     Raises:
         UsageError: a request that does not fit the bundle.
+        InputError: what is no example of the bundle's task.
         BundleError: no bundle, or a damaged one.
         MachineError: a process of Pinnace failed.
     """
@@ -45,8 +47,10 @@ def bench(path: str | Path, request: Request, progress: Callable[[str], None] = 
         texts = Path(folder) / "texts.json"
         write_texts(texts, request.texts, request.tokens)
         plan = make_plan(path, request, texts)
+        examples = read_data(request.data, plan) if request.data else None
         raw = measure(plan, progress)
-    return summarize(plan, raw, secrets.token_hex(8), started, time.monotonic() - start, load)
+        figures = None if examples is None else judged(plan, examples, progress)
+    return summarize(plan, raw, secrets.token_hex(8), started, time.monotonic() - start, load, figures)
 
 
 def against(result: Result) -> list[Row]:

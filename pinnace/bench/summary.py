@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,6 +13,7 @@ from typing import Any, Final
 from pinnace.bench import estimates
 from pinnace.bench.agreement import agreement, agrees
 from pinnace.bench.jobs import IDS, PROMPT
+from pinnace.bench.judging import Judged
 from pinnace.bench.machine import Energy, affinity, processor, versions
 from pinnace.bench.measures import START
 from pinnace.bench.plan import CandidatePlan, Plan, PointPlan
@@ -38,7 +41,9 @@ _NOT_CPU: Final = "the limits are the processor's, and this ran on another devic
 _NOT_COUNTED: Final = "the work of this program is not counted"
 
 
-def summarize(plan: Plan, raw: Raw, run: str, started: str, seconds: float, load: float) -> Result:
+def summarize(
+    plan: Plan, raw: Raw, run: str, started: str, seconds: float, load: float, judged: Judged | None = None
+) -> Result:
     """Turn what was measured into a result."""
     seed = plan.settings.seed
     points = tuple(
@@ -48,6 +53,8 @@ def summarize(plan: Plan, raw: Raw, run: str, started: str, seconds: float, load
         if candidate.name not in raw.missing and _was_measured(raw, candidate, point)
     )
     accuracies, checks = _accuracies(plan, raw)
+    if judged is not None:
+        accuracies = _with_metric(accuracies, judged)
     candidates = tuple(
         _candidate(candidate, raw, accuracies.get(candidate.name), seed) for candidate in plan.candidates
     )
@@ -231,3 +238,17 @@ def _accuracies(plan: Plan, raw: Raw) -> tuple[dict[str, Accuracy], dict[str, bo
         if candidate is not reference and candidate.bundle is reference.bundle:
             checks[label] = agrees(found[candidate.name], candidate.precision)
     return found, checks
+
+
+def _with_metric(accuracies: Mapping[str, Accuracy], judged: Judged) -> dict[str, Accuracy]:
+    """Add the task's metric to what is known of each candidate's outputs."""
+    found = dict(accuracies)
+    for name, figure in judged.figures.items():
+        known = found.get(name, Accuracy("", 0, None, None, None, None))
+        # Of a generator's figures this is the one that grows with quality, as tables and plots take it.
+        metric, reference = ("top1", 1.0) if figure.metric == "kl" else (figure.metric, figure.reference)
+        value = None if math.isnan(figure.value) else figure.figure(metric)
+        found[name] = dataclasses.replace(
+            known, metric=metric, value=value, reference_value=reference, data=judged.data
+        )
+    return found
