@@ -145,7 +145,7 @@ def test_zero_shot_refusals(open_pipeline: OpenPipeline) -> None:
     for labels in (None, [], " , ", [3], "plant" * 0):
         with pytest.raises(UsageError, match="candidate_labels is"):
             pipe("a plant", candidate_labels=labels)
-    for template in ("no place", "{name}", "{0} {1}", "{"):
+    for template in ("no place", "{name}", "{0} {1}", "{} {}", "{", "{:>9999999999}", "{0.x}", "{!r}"):
         with pytest.raises(UsageError, match="hypothesis_template is"):
             pipe("a plant", candidate_labels=["plant"], hypothesis_template=template)
     with pytest.raises(InputError, match="is longer than"):
