@@ -67,22 +67,22 @@ class Service:
 
     def app(self) -> Starlette:
         """The ASGI application."""
-        posts = {
+        posts: dict[str, Handler] = {
             "/v1/chat/completions": chat, "/v1/completions": completions, "/v1/embeddings": embeddings,
             "/v1/rerank": rerank, "/v1/pipelines/{model:path}": pipelines,
         }  # fmt: skip
-        gets = {
+        gets: dict[str, Handler] = {
             "/v1/models": self._list_models, "/v1/models/{model:path}": self._show_model,
             "/metrics": self._show_metrics,
         }  # fmt: skip
-        health = {"/healthz": _alive, "/readyz": self._show_state}
+        health: dict[str, Handler] = {"/healthz": _alive, "/readyz": self._show_state}
+        kinds: tuple[tuple[dict[str, Handler], str, dict[str, bool]], ...] = (
+            (posts, "POST", {"work": True}), (gets, "GET", {}), (health, "GET", {"guarded": False}),
+        )  # fmt: skip
         routes = [
-            *(Route(path, _Endpoint(self, path, does, work=True), methods=["POST"]) for path, does in posts.items()),
-            *(Route(path, _Endpoint(self, path, does), methods=["GET"]) for path, does in gets.items()),
-            *(
-                Route(path, _Endpoint(self, path, does, guarded=False), methods=["GET"])
-                for path, does in health.items()
-            ),
+            Route(path, _Endpoint(self, _shown(path), handler, **how), methods=[method])
+            for handlers, method, how in kinds
+            for path, handler in handlers.items()
         ]
         return Starlette(routes=[*routes, Route("/{rest:path}", _Endpoint(self, "other", _nowhere))])
 
@@ -205,3 +205,8 @@ async def _nowhere(exchange: Exchange) -> None:
     raise Refused(
         404, f"there is no such address; known: {', '.join(route.path for route in scope['app'].routes[:-1])}"
     )
+
+
+def _shown(path: str) -> str:
+    """A route as it is counted and told, without what is starlette's."""
+    return path.replace(":path}", "}")

@@ -116,7 +116,7 @@ class Exchange:
     async def result(self, work: Callable[[Any, Call], Any]) -> Any:
         """Do the work in a thread and return what it returns; arguments and errors are those of `items`."""
         async with contextlib.aclosing(self.items(lambda pipe, call: iter([work(pipe, call)]))) as items:
-            return [item async for item in items][0]
+            return await anext(items)
 
     async def reply(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
         """Send an answer in JSON.
