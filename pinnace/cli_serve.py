@@ -40,6 +40,10 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         console.error(f"{type(error).__name__}: {' '.join(str(error).split())[:500]}", error)
 
     def ready(address: str) -> None:
+        if console.json:
+            models = {name: model.task for name, model in serving.service.models.items()}
+            console.result_json({"address": address, "models": models})
+            console.out.flush()
         for model in serving.service.models.values():
             console.log(f"{model.name}: {model.pipe!r}")
         console.log(f"serving on {address}, and says on {address}/metrics how it fares")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -44,8 +45,8 @@ def ranking(bundle_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 @pytest.fixture(scope="module")
 def service(decoder_of: MakeBundle, bundle_of: Callable[[str], Path], ranking: Path) -> Iterator[Served]:
     bundles = {
-        "lm": decoder_of("apertus-ort"), "embed": bundle_of("tiny-embed"), "rank": ranking,
-        "qa": bundle_of("bert-glossary-qa"), "org/mlm": bundle_of("tiny-mlm"),
+        "glossary-lm": decoder_of("apertus-ort"), "my-embed": bundle_of("tiny-embed"), "my-rank": ranking,
+        "glossary-qa": bundle_of("bert-glossary-qa"), "org/mlm": bundle_of("tiny-mlm"),
     }  # fmt: skip
     with served(bundles, max_request_bytes=100_000) as made:
         yield made
@@ -60,35 +61,37 @@ def test_health_and_models(client: Client) -> None:
     assert client.get("/healthz") == {"status": "alive"}
     assert client.get("/readyz") == {"status": "ready"}
     listed = client.get("/v1/models")
-    assert listed["object"] == "list" and [one["id"] for one in listed["data"]] == [
-        "lm",
-        "embed",
-        "rank",
-        "qa",
+    assert listed["object"] == "list" and {one["id"] for one in listed["data"]} == {
+        "glossary-lm",
+        "my-embed",
+        "my-rank",
+        "glossary-qa",
         "org/mlm",
-    ]
+    }
     one = client.get("/v1/models/org/mlm")
     assert one == listed["data"][-1] and one["object"] == "model" and one["task"] == "fill-mask"
     assert isinstance(one["created"], int) and one["owned_by"] == "pinnace"
 
 
 def test_completions_have_openais_shape(client: Client, open_pipeline: OpenPipeline) -> None:
-    answer = client.good(TEXT, model="lm", prompt="river (noun):", max_tokens=40)
+    answer = client.good(TEXT, model="glossary-lm", prompt="river (noun):", max_tokens=40)
     assert answer.pop("id").startswith("cmpl-") and isinstance(answer.pop("created"), int)
     text = " a person who is a member of a person. Also called dught."
     assert answer == {
-        "object": "text_completion", "model": "lm",
+        "object": "text_completion", "model": "glossary-lm",
         "choices": [{"index": 0, "text": text, "logprobs": None, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 5, "completion_tokens": 18, "total_tokens": 23},
     }  # fmt: skip
-    stopped = client.good(TEXT, model="lm", prompt="river (noun):", max_tokens=40, stop=[".", "zzz"], user="me")
+    stopped = client.good(
+        TEXT, model="glossary-lm", prompt="river (noun):", max_tokens=40, stop=[".", "zzz"], user="me"
+    )
     assert stopped["choices"][0] == {**answer["choices"][0], "text": " a person who is a member of a person"}
     short = client.good(TEXT, prompt="river (noun):", max_completion_tokens=2, seed=None)  # the only model for it
     assert (short["choices"][0]["text"], short["choices"][0]["finish_reason"]) == (" a person", "length")
 
 
 def test_prompts_are_texts_or_ids_one_or_many(client: Client, service: Served) -> None:
-    ids = service.serving.service.models["lm"].pipe.tokenizer.encode("river (noun):")
+    ids = service.serving.service.models["glossary-lm"].pipe.tokenizer.encode("river (noun):")
     one = client.good(TEXT, prompt=ids, max_tokens=5)["choices"]
     both = client.good(TEXT, prompt=["river (noun):", "glass (noun):"], max_tokens=5)
     assert one[0]["text"] == both["choices"][0]["text"]
@@ -98,13 +101,13 @@ def test_prompts_are_texts_or_ids_one_or_many(client: Client, service: Served) -
 
 
 def test_chat_has_openais_shape(client: Client) -> None:
-    said: dict[str, Any] = {"model": "lm", "messages": [{"role": "user", "content": "river"}]}
+    said: dict[str, Any] = {"model": "glossary-lm", "messages": [{"role": "user", "content": "river"}]}
     answer = client.good(CHAT, **said, logprobs=True, top_logprobs=2)
     assert answer.pop("id").startswith("chatcmpl-") and isinstance(answer.pop("created"), int)
     entries = answer["choices"][0].pop("logprobs")["content"]
     message = {"role": "assistant", "content": " a person who is a member of a group.", "refusal": None}
     assert answer == {
-        "object": "chat.completion", "model": "lm",
+        "object": "chat.completion", "model": "glossary-lm",
         "choices": [{"index": 0, "message": message, "finish_reason": "stop"}],
         "usage": {"prompt_tokens": 4, "completion_tokens": 11, "total_tokens": 15},
     }  # fmt: skip
@@ -145,17 +148,17 @@ def test_streams_joined_are_the_whole(client: Client) -> None:
 
 def test_embeddings(client: Client, open_pipeline: OpenPipeline) -> None:
     want = open_pipeline("embed", "tiny-embed")(["good", "a bad day"])
-    answer = client.good("/v1/embeddings", model="embed", input=["good", "a bad day"])
+    answer = client.good("/v1/embeddings", model="my-embed", input=["good", "a bad day"])
     assert [sorted(one) for one in answer["data"]] == [["embedding", "index", "object"]] * 2
     assert same([one["embedding"] for one in answer["data"]], want, 1e-6)
-    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 4 and answer["model"] == "embed"
+    assert answer["usage"]["total_tokens"] == answer["usage"]["prompt_tokens"] > 4 and answer["model"] == "my-embed"
     (one,) = client.good("/v1/embeddings", input="good", encoding_format="base64")["data"]
     assert np.allclose(np.frombuffer(base64.b64decode(one["embedding"]), "<f4"), want[0], atol=1e-6)
 
 
 def test_rerank(client: Client, open_pipeline: OpenPipeline) -> None:
     want = open_pipeline("rerank", "tiny-rerank")("plant", DOCUMENTS)
-    answer = client.good("/v1/rerank", model="rank", query="plant", documents=DOCUMENTS)
+    answer = client.good("/v1/rerank", model="my-rank", query="plant", documents=DOCUMENTS)
     assert same(answer["results"], [{"index": one["index"], "relevance_score": one["score"]} for one in want], 1e-6)
     documents = [{"text": text} for text in DOCUMENTS]
     top = client.good("/v1/rerank", query="plant", documents=documents, top_n=1, return_documents=True)["results"]
@@ -166,24 +169,24 @@ def test_pipelines_give_what_the_pipeline_gives(client: Client, open_pipeline: O
     asked = {"question": "What is a pier?", "context": "The word pier means a platform."}
     qa = open_pipeline("qa", "bert-glossary-qa")
     for inputs, parameters in ((asked, {}), ([asked] * 2, {"top_k": 2}), ([asked], {}), ([], {})):
-        got = client.good("/v1/pipelines/qa", inputs=inputs, parameters=parameters) if inputs else []
+        got = client.good("/v1/pipelines/glossary-qa", inputs=inputs, parameters=parameters) if inputs else []
         assert same(got, qa(inputs, **parameters), 1e-5)
     mlm = open_pipeline("fill-mask", "tiny-mlm")
     assert same(
         client.good("/v1/pipelines/org/mlm", inputs="a [MASK]", parameters={"top_k": 1}), mlm("a [MASK]", top_k=1)
     )
     for parameters in ({"max_new_tokens": 5}, {"max_new_tokens": 5, "num_beams": 2}):
-        (record,) = client.good("/v1/pipelines/lm", inputs="river (noun):", parameters=parameters)
+        (record,) = client.good("/v1/pipelines/glossary-lm", inputs="river (noun):", parameters=parameters)
         assert record["generated_text"].startswith("river (noun): a person")
-    talk = client.good("/v1/pipelines/lm", inputs=[{"role": "user", "content": "river"}])
+    talk = client.good("/v1/pipelines/glossary-lm", inputs=[{"role": "user", "content": "river"}])
     assert talk[0]["generated_text"][-1] == {"role": "assistant", "content": " a person who is a member of a group."}
 
 
 BAD: list[tuple[int, str, dict[str, Any], str | None, str]] = [
-    (404, TEXT, {"model": "lmm", "prompt": "x"}, "model", "Did you mean 'lm'"),
+    (404, TEXT, {"model": "glossary-ml", "prompt": "x"}, "model", "Did you mean 'glossary-lm'"),
     (404, "/v1/pipelines/nobody", {"inputs": "x"}, "model", "known: "),
-    (400, TEXT, {"model": "qa", "prompt": "x"}, "model", "/v1/pipelines/qa"),
-    (400, TEXT, {"model": 5, "prompt": "x"}, "model", "expected one of: lm"),
+    (400, TEXT, {"model": "glossary-qa", "prompt": "x"}, "model", "/v1/pipelines/glossary-qa"),
+    (400, TEXT, {"model": 5, "prompt": "x"}, "model", "expected one of: glossary-lm"),
     (400, TEXT, {}, "prompt", "prompt must be"),
     (400, TEXT, {"prompt": [1, "a"]}, "prompt", "prompt 0"),
     (400, TEXT, {"prompt": [2**70]}, None, "no token"),
@@ -220,12 +223,12 @@ BAD: list[tuple[int, str, dict[str, Any], str | None, str]] = [
     (400, "/v1/rerank", {"query": "x", "documents": []}, "documents", "at least one"),
     (400, "/v1/rerank", {"query": "x", "documents": ["x"], "top_n": 0}, "top_n", "top_n"),
     (400, "/v1/rerank", {"documents": ["x"]}, "query", "query"),
-    (400, "/v1/pipelines/qa", {"parameters": {}}, None, "inputs"),
-    (400, "/v1/pipelines/qa", {"inputs": 5}, None, "the input"),
-    (400, "/v1/pipelines/qa", {"inputs": None}, None, "the input"),
-    (400, "/v1/pipelines/qa", {"inputs": [], "parameters": {"top": 1}}, None, "unknown option"),
-    (400, "/v1/pipelines/qa", {"inputs": [], "parameters": {"self": 1}}, "self", "cannot be given"),
-    (400, "/v1/pipelines/lm", {"inputs": "x", "parameters": {"timeout": 1}}, "timeout", "cannot be given"),
+    (400, "/v1/pipelines/glossary-qa", {"parameters": {}}, None, "inputs"),
+    (400, "/v1/pipelines/glossary-qa", {"inputs": 5}, None, "the input"),
+    (400, "/v1/pipelines/glossary-qa", {"inputs": None}, None, "the input"),
+    (400, "/v1/pipelines/glossary-qa", {"inputs": [], "parameters": {"top": 1}}, None, "unknown option"),
+    (400, "/v1/pipelines/glossary-qa", {"inputs": [], "parameters": {"self": 1}}, "self", "cannot be given"),
+    (400, "/v1/pipelines/glossary-lm", {"inputs": "x", "parameters": {"timeout": 1}}, "timeout", "cannot be given"),
     (400, "/v1/pipelines/org/mlm", {"inputs": "no mask"}, None, "[MASK]"),
 ]  # fmt: skip
 
@@ -280,19 +283,19 @@ def test_addresses_and_methods_that_are_not_there(client: Client) -> None:
     assert status == 404 and "/v1/rerank" in json.loads(answer)["error"]["message"]
     status, headers, _ = client.request("GET", CHAT)
     assert (status, headers["allow"]) == (405, "POST")
-    assert client.request("DELETE", "/v1/models/lm")[0] == 405
+    assert client.request("DELETE", "/v1/models/glossary-lm")[0] == 405
 
 
 def test_requests_are_counted_and_logged(client: Client, service: Served) -> None:
-    labels = {"route": "/v1/rerank", "model": "rank", "status": "200"}
+    labels = {"route": "/v1/rerank", "model": "my-rank", "status": "200"}
     before = client.metric("pinnace_requests_total", **labels)
-    seconds = client.metric("pinnace_request_seconds_count", route="/v1/rerank", model="rank")
+    seconds = client.metric("pinnace_request_seconds_count", route="/v1/rerank", model="my-rank")
     client.good("/v1/rerank", query="plant", documents=DOCUMENTS)
     assert client.metric("pinnace_requests_total", **labels) == before + 1
-    assert client.metric("pinnace_request_seconds_count", route="/v1/rerank", model="rank") == seconds + 1
-    assert client.metric("pinnace_tokens_in_total", model="rank") > 0
+    assert client.metric("pinnace_request_seconds_count", route="/v1/rerank", model="my-rank") == seconds + 1
+    assert client.metric("pinnace_tokens_in_total", model="my-rank") > 0
     client.good(TEXT, prompt="a", max_tokens=3)
-    assert client.metric("pinnace_tokens_out_total", model="lm") >= 3
+    assert client.metric("pinnace_tokens_out_total", model="glossary-lm") >= 3
     record = next(one for one in reversed(service.records) if one["route"] == TEXT)
     assert (record["method"], record["status"], record["tokens_out"]) == ("POST", 200, 3)
     assert client.metric("pinnace_requests_in_flight") == client.metric("pinnace_queue_depth") == 0
@@ -310,6 +313,15 @@ def test_a_key_is_asked_for(bundle_of: Callable[[str], Path]) -> None:
         good = {"Authorization": "Bearer open sesame"}
         assert client.request("POST", "/v1/embeddings", {"input": "x"}, **good)[0] == 200
         assert "sesame" not in repr(made.serving.service.settings)
+
+
+def test_the_requests_of_the_page_are_answered(client: Client) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "serve.md").read_text("utf-8")
+    asked = re.findall(r"curl (?:-N )?[\w.:]+(/v1/\S+) .*?-d '(\{.*?\})'$", page.replace("\\\n", ""), re.MULTILINE)
+    assert len(asked) == 5
+    for path, body in asked:
+        status, _, answer = client.request("POST", path, json.loads(body))
+        assert status == 200, (path, answer)
 
 
 def test_names_of_models(tmp_path: Path) -> None:
@@ -354,8 +366,9 @@ def start(tmp_path: Path) -> Iterator[Start]:
 def test_a_signal_ends_the_service_in_order(start: Start, decoder_of: MakeBundle, number: signal.Signals) -> None:
     child, client = start(f"lm={decoder_of('apertus-ort')}")
     with client.begin(TEXT, prompt="river (noun):", max_tokens=200, logit_bias={"2": -1000}, stream=True) as stream:
-        begun = stream.recv(1 << 16)
-        assert b"data: " in begun
+        begun = b""
+        while b"data: " not in begun:
+            begun += stream.recv(1 << 16)
         child.send_signal(number)
         while part := stream.recv(1 << 16):  # what is under way is finished
             begun += part

@@ -34,11 +34,10 @@ __all__ = ["decoder_of", "endless_bundle", "opened", "start"]
 
 TEXTS = [
     "river (noun):", "glass (noun): a brittle", "slowly (adv):", "falcon (noun):", "boat", "a",
-    "pier (noun): a platform", "the word galley means a ship that is moved by", "ship (noun):", "to run (verb):", "Example: he", "oar (noun):",
+    "pier (noun): a platform", "the word galley means a ship that is moved by", "ship (noun):", "to run:", "Example:", "oar",
 ]  # fmt: skip
 ON: dict[str, Any] = {"logit_bias": {"2": -1000}}  # no end token
 WORDS = ["a", "b", "loop"]
-EMBED = "/v1/embeddings"
 VECTORS = "/v1/pipelines/slow"
 
 
