@@ -52,6 +52,7 @@ def test_results_do_not_keep_their_batch_in_memory(embed: Any) -> None:
         ({"pooling": "men"}, "Did you mean 'mean'"),
         ({"return_tensors": "pt"}, "return_tensors is 'pt'"),
         ({"max_length": 0}, "max_length is 0"),
+        ({"tokenize_kwargs": [1]}, "tokenize_kwargs is .* expected a mapping"),
         ({"tokenize_kwargs": {"padding": True}}, "tokenize_kwargs has padding"),
         ({"tokenize_kwargs": {"truncation": True}, "truncation": True}, "twice"),
     ],

@@ -33,8 +33,8 @@ from tests.tiny_bundle import make_bundle
 __all__ = ["decoder_of", "endless_bundle", "opened", "start"]
 
 TEXTS = [
-    "river (noun):", "glass (noun): a brittle", "slowly (adv):", "falcon (noun):", "boat", "a",
-    "pier (noun): a platform", "the word galley means a ship that is moved by", "ship (noun):", "to run:", "Example:", "oar",
+    "river (noun):", "glass (noun): a brittle", "slowly (adv):", "falcon (noun):", "boat", "a", "ship (noun):",
+    "pier (noun): a platform", "the word galley means a ship that is moved by", "to run:", "Example:", "oar",
 ]  # fmt: skip
 ON: dict[str, Any] = {"logit_bias": {"2": -1000}}  # no end token
 WORDS = ["a", "b", "loop"]
