@@ -16,6 +16,11 @@ _EXAMPLES: Final[dict[str, tuple[str, dict[str, Any]]]] = {
     "text-generation": ("completions", {"prompt": "The boat reached the", "max_tokens": 32}),
     "text-ranking": ("rerank", {"query": "how to moor a boat", "documents": ["Tie it to a bollard.", "Bread."]}),
 }
+_INPUTS: Final[dict[str, dict[str, Any]]] = {
+    "fill-mask": {"inputs": "The boat reached the [MASK]."},
+    "multiple-choice": {"inputs": {"prompt": "The boat reached the", "choices": ["shore.", "sky."]}},
+    "zero-shot-classification": {"inputs": "It failed.", "parameters": {"candidate_labels": ["machines", "cooking"]}},
+}
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -67,12 +72,12 @@ def _example(address: str, model: Any, with_key: bool) -> str:
     """A request that the model answers, as a command of a shell."""
     from pinnace.forms import FORMS
 
-    form = FORMS[model.task]
     if model.task in _EXAMPLES:
         route, body = _EXAMPLES[model.task]
         body = {"model": model.name, **body}
     else:
-        inputs: Any = dict.fromkeys((form.text, *form.required), "It works.") if form.required else "It works."
-        route, body = f"pipelines/{model.name}", {"inputs": inputs}
+        form = FORMS[model.task]
+        plain: Any = dict.fromkeys((form.text, *form.required), "It works.") if form.required else "It works."
+        route, body = f"pipelines/{model.name}", _INPUTS.get(model.task, {"inputs": plain})
     key = " -H 'Authorization: Bearer KEY'" if with_key else ""
     return f"curl {address}/v1/{route}{key} -H 'Content-Type: application/json' -d {shlex.quote(json.dumps(body))}"

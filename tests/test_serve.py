@@ -6,6 +6,7 @@ import base64
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import socket
@@ -19,7 +20,9 @@ import numpy as np
 import pytest
 
 from pinnace.cli import main
+from pinnace.cli_serve import _example
 from pinnace.errors import UsageError
+from pinnace.runtime.pipelines import PIPELINES
 from pinnace.runtime.server.models import read_names
 from tests.conftest import OpenPipeline, same
 from tests.generation_bundles import MakeBundle, decoder_of
@@ -37,8 +40,13 @@ TEXT = "/v1/completions"
 def ranking(bundle_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The bundle of a classifier, said to be for ranking."""
     folder = shutil.copytree(bundle_of("tiny-rerank"), tmp_path_factory.mktemp("ranking") / "rank")
+    return said_to_be_for(folder, "text-ranking")
+
+
+def said_to_be_for(folder: Path, task: str) -> Path:
+    """Change a bundle's task to another that its head serves."""
     manifest = json.loads((folder / "manifest.json").read_text())
-    (folder / "manifest.json").write_text(json.dumps({**manifest, "task": "text-ranking"}))
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "task": task}))
     return folder
 
 
@@ -322,6 +330,25 @@ def test_the_requests_of_the_page_are_answered(client: Client) -> None:
     for path, body in asked:
         status, _, answer = client.request("POST", path, json.loads(body))
         assert status == 200, (path, answer)
+
+
+def test_the_command_that_is_named_next_is_answered_for_every_task(
+    bundle_of: Callable[[str], Path], ranking: Path, decoder_of: MakeBundle, tmp_path: Path
+) -> None:
+    others = ("mlm", "choice", "classify", "nsp", "pretraining", "embed")
+    bundles = {name: bundle_of(f"tiny-{name}") for name in others}
+    bundles |= {name: bundle_of(f"bert-glossary-{name}") for name in ("qa", "ner")}
+    bundles |= {"rank": ranking, "lm": decoder_of("apertus-ort"), "zero": tmp_path / "zero"}
+    shutil.copytree(bundle_of("tiny-nli"), tmp_path / "zero")
+    said_to_be_for(tmp_path / "zero", "zero-shot-classification")
+    with served(bundles) as made:
+        models = made.serving.service.models
+        assert {model.task for model in models.values()} == {*PIPELINES}
+        for model in models.values():
+            words = shlex.split(_example(made.client.address, model, with_key=False))
+            path, body = words[1].removeprefix(made.client.address), json.loads(words[-1])
+            status, _, answer = made.client.request("POST", path, body)
+            assert status == 200, (model.task, answer)
 
 
 def test_names_of_models(tmp_path: Path) -> None:
