@@ -17,7 +17,7 @@ CODES = {
     4: "a missing extra; the message has the `pip install` line",
     5: "the machine cannot: disk, memory, provider, or another process holds the folder",
     130: "interrupted",
-    143: "terminated (SIGTERM)",
+    143: "terminated (SIGTERM); `serve`, which ends in order, gives 0 then, as for an interrupt",
 }
 
 

@@ -15,6 +15,7 @@ FOLDERS = {
     "export": "from a checkpoint to a verified bundle",
     "quantize": "smaller precisions",
     "runtime": "serving without PyTorch",
+    "runtime/server": "the HTTP service",
     "tests": "the tests, their data and golden results",
     "benchmarks": "one file for each question about speed or size",
     "docs": "references that are written by programs, and guides",

@@ -10,8 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
-from pinnace.cli_output import to_json
 from pinnace.errors import MachineError, UsageError
+from pinnace.json_text import to_json
 
 _SUFFIX: Final = ".partial"
 _LEFTOVER: Final = re.compile(r"\.[0-9a-f]{12}\.partial$")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_seconds, as_words
-from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_share, as_sizes
+from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_port, as_share, as_sizes
 from pinnace.cli_inputs import LINES
 from pinnace.spec import AUTO, GRAPH_NAMES, PRECISIONS, TARGETS
 
@@ -134,6 +134,35 @@ _ROWS: Final = (
             'pinnace run bert-qa "Who wrote it?" --context "Ada wrote it in 1843."',
             "pinnace run bert-qa --input questions.jsonl --output answers.jsonl",
             'echo "I like it." | pinnace run bert-classify --option top_k=2',
+        ),
+    ),
+    Command(
+        "serve",
+        "Answer over HTTP, in the forms of OpenAI's API and for every task. Needs the serve extra.",
+        "pinnace.cli_serve:run",
+        (Positional("BUNDLE", "the folder that export wrote, or NAME=FOLDER; any number of them", many=True),),
+        (
+            Flag("host", "address to listen on; 127.0.0.1, this machine alone, by default", "ADDRESS"),
+            Flag("port", "port to listen on; 8000 by default, 0 takes a free one", "PORT", convert=as_port),
+            Flag("precision", "which variant; by default fp32; auto: the best verified one for this machine",
+                 choices=(*PRECISIONS, AUTO)),
+            _DEVICE,
+            Flag("threads", "threads of one model's runs; by default what this process is granted", "N",
+                 convert=as_count),
+            Flag("replicas", "batches of one model that run at once; 1 by default", "N", convert=as_count),
+            Flag("slots", "rows of one model that generate together; 16 by default", "N", convert=as_count),
+            Flag("max-concurrent", "requests of one model at work or waiting, more get 429; 64 by default", "N",
+                 convert=as_count),
+            Flag("timeout", "most time for a request; 300s by default", "TIME", convert=as_seconds),
+            Flag("grace", "time to finish requests when it is asked to end; 20s by default", "TIME",
+                 convert=as_seconds),
+            Flag("max-request-bytes", "largest body of a request; 8388608 by default", "N", convert=as_count),
+            Flag("api-key", "what clients must send as Authorization: Bearer KEY; better by its variable", "KEY"),
+            Flag("no-verify", "do not compare the bundles' files with their hashes"),
+        ),
+        (
+            "pinnace serve glossary-lm",
+            "pinnace serve chat=apertus-generate my-embed --precision auto --port 8080",
         ),
     ),
     Command(

@@ -45,6 +45,17 @@ def as_count(flag: str, value: str) -> Any:
     return int(value)
 
 
+def as_port(flag: str, value: str) -> Any:
+    """Read a port.
+
+    Raises:
+        UsageError: it is none.
+    """
+    if not re.fullmatch(r"\d{1,5}", value, re.ASCII) or int(value) > 65535:
+        raise UsageError(f"{flag} is {value!r}; expected a port, 0 to 65535")
+    return int(value)
+
+
 def as_share(flag: str, value: str) -> Any:
     """Read a share, ``1%`` or ``0.01``.
 
@@ -147,11 +158,12 @@ class Flag:
 
 @dataclasses.dataclass(frozen=True)
 class Positional:
-    """An argument without a dash."""
+    """An argument without a dash; the last of a command may stand for many, and its value is then a list."""
 
     name: str
     help: str
     required: bool = True
+    many: bool = False
 
     @property
     def key(self) -> str:
@@ -186,7 +198,8 @@ class Command:
     @property
     def usage(self) -> str:
         """One line that shows how the command is called."""
-        words = [p.name if p.required else f"[{p.name}]" for p in self.positionals]
+        shown = [f"{p.name}..." if p.many else p.name for p in self.positionals]
+        words = [word if p.required else f"[{word}]" for word, p in zip(shown, self.positionals, strict=True)]
         return " ".join(["pinnace", self.name, *words, "[flags]"])
 
 
@@ -202,10 +215,13 @@ def read_arguments(command: Command, argv: Sequence[str], environ: Mapping[str, 
     if said.help:
         result.help = True
         return result
-    words = [*_known_words(command, rest), *literal]
+    words: list[Any] = [*_known_words(command, rest), *literal]
     for flag in command.all_flags:
         given = getattr(said, flag.key)
         setattr(result, flag.key, _value(flag, given, environ))
+    if words and command.positionals and command.positionals[-1].many:
+        last = len(command.positionals) - 1
+        words = [*words[:last], words[last:]] if len(words) > last else words
     if len(words) > len(command.positionals):
         extra = words[len(command.positionals)]
         raise UsageError(f"{extra!r} is one argument too many.\n  usage: {command.usage}")

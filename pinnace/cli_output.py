@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 import time
@@ -11,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from pinnace.errors import NumericalError
+from pinnace.json_text import to_json
 
 _RED, _YELLOW, _DIM, _PLAIN = "\x1b[31m", "\x1b[33m", "\x1b[2m", "\x1b[0m"
 
@@ -127,21 +126,3 @@ def _nowhere() -> TextIO:
 def is_utf8(stream: TextIO) -> bool:
     """Whether a stream takes every character."""
     return (stream.encoding or "").lower().replace("-", "").replace("_", "") == "utf8"
-
-
-def to_json(value: Any, indent: int | None = None, *, ascii_only: bool = False) -> str:
-    """Serialize numbers, texts, lists, mappings and numpy's arrays.
-
-    Raises:
-        NumericalError: a number is NaN or infinite.
-    """
-    try:
-        return json.dumps(value, ensure_ascii=ascii_only, allow_nan=False, indent=indent, default=_plain)
-    except ValueError:
-        raise NumericalError("the result holds NaN or infinity, which is no answer and no JSON number") from None
-
-
-def _plain(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # numpy's arrays and numbers
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -95,6 +95,7 @@ class RunLimit:
         self._first = 0.0
         self._over = False
         self._timer: threading.Timer | None = None
+        self._others: list[Any] = []
 
     def __enter__(self) -> RunLimit:
         if self._cancellation is not None:
@@ -116,6 +117,19 @@ class RunLimit:
         if self._cancellation is not None:
             self._cancellation.forget(self.options)
 
+    @contextlib.contextmanager
+    def stopping(self, other: Any) -> Iterator[None]:
+        """Set ``terminate`` of something else too when the call must end, for the length of the block."""
+        self._others.append(other)
+        if self._over:  # the timer may have looked before it was there
+            other.terminate = True
+        watching = contextlib.nullcontext() if self._cancellation is None else self._cancellation.watching(other)
+        try:
+            with watching:
+                yield
+        finally:
+            self._others = [kept for kept in self._others if kept is not other]
+
     def reason(self) -> str | None:
         """Return why the call must end now, None while it may go on.
 
@@ -135,4 +149,5 @@ class RunLimit:
 
     def _stop(self) -> None:
         self._over = True
-        self.options.terminate = True
+        for stopped in (self.options, *self._others):
+            stopped.terminate = True

@@ -45,6 +45,8 @@ class FeatureOptions(CallOptions):
         if self.pooling not in (None, _MANIFEST):
             check_word("pooling", self.pooling, POOLERS)
         check_return_tensors(self.return_tensors)
+        if not isinstance(self.tokenize_kwargs, Mapping | None):
+            raise UsageError(f"tokenize_kwargs is {self.tokenize_kwargs!r}; expected a mapping, or None")
         given = dict(self.tokenize_kwargs or {})
         if unknown := sorted(set(given) - {"truncation", "max_length"}):
             raise UsageError(f"tokenize_kwargs has {', '.join(unknown)}; expected only truncation and max_length")

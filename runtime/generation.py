@@ -190,12 +190,7 @@ class Generator:
             yield from self._tokens(request, limit)
 
     def _tokens(self, request: Request, limit: RunLimit) -> Iterator[Token]:
-        config, deadline = request.config, Deadline(request.config.max_time)
-        waiting = [
-            Row(prompt, config, most, self.decoder.vocabulary, (place, i), self._decode, request.logprobs, deadline)
-            for place, (prompt, most) in enumerate(zip(request.prompts, request.limits, strict=True))
-            for i in range(config.num_return_sequences)
-        ]
+        config, waiting = request.config, self._rows(request)
         everyone = list(waiting)
         try:
             if config.prompt_lookup_num_tokens:
@@ -216,6 +211,14 @@ class Generator:
             for row in everyone:
                 if row.reason is None:
                     yield row.end(reason)
+
+    def _rows(self, request: Request) -> list[Row]:
+        config, deadline = request.config, Deadline(request.config.max_time)
+        return [
+            Row(prompt, config, most, self.decoder.vocabulary, (place, i), self._decode, request.logprobs, deadline)
+            for place, (prompt, most) in enumerate(zip(request.prompts, request.limits, strict=True))
+            for i in range(config.num_return_sequences)
+        ]
 
     def _beams(self, request: Request, limit: RunLimit) -> list[list[Generated]]:
         found = []

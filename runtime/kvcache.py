@@ -220,8 +220,9 @@ class GrowingCache(Cache):
     def _pack(self, added: Sequence[RowState] = ()) -> None:
         states = [*(self.read(row) for row in range(self.rows)), *added]
         lengths = np.array([state[0].shape[1] for state in states], np.int64)
-        self.rows, self.lengths, self._past = len(states), lengths, int(lengths.max(initial=0))
-        self._make_room(0, self.rows, self._past)
+        past = int(lengths.max(initial=0))
+        self._make_room(0, len(states), past)  # first, since it may fail, and must then have changed nothing
+        self.rows, self.lengths, self._past = len(states), lengths, past
         for place, store in enumerate(self._sets[0]):
             array = store.read()
             view = self._view(array, self.rows)

@@ -22,6 +22,10 @@ from pinnace.runtime.prefix import Prefix
 
 Messages: TypeAlias = list[dict[str, Any]]
 _FORM: Final = "a text (str) or a list of messages, as [{'role': 'user', 'content': '...'}]"
+# What a template gets from elsewhere: the messages, and options of their own.
+_RENDERED: Final = frozenset(
+    {"self", "messages", "tools", "documents", "template", "add_generation_prompt", "continue_final_message"}
+)
 _GENERATION: Final = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
@@ -65,6 +69,10 @@ class TextGenerationOptions(CallOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_word("handle_long_generation", self.handle_long_generation or "hole", ["hole"])
+        kwargs = self.chat_template_kwargs
+        if not isinstance(kwargs, Mapping) or (own := sorted(_RENDERED & set(kwargs))):
+            got = f"has {own[0]!r}, which is said elsewhere" if isinstance(kwargs, Mapping) else f"is {kwargs!r}"
+            raise UsageError(f"chat_template_kwargs {got}; expected a mapping of the template's further variables")
 
 
 class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
@@ -151,6 +159,10 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         item = self.check_input(start, "the beginning")
         return self.generator.prefix(self._prompt(item, read, begins=True), timeout=read.timeout)
 
+    def prompt_ids(self, item: str | Messages, **options: Any) -> Array:
+        """Return the token ids [tokens] of an input: a text as it is framed, messages as the template writes them."""
+        return self._prompt(self.check_input(item, "the input"), self._read_options(options))
+
     def _read_options(self, options: Mapping[str, Any]) -> TextGenerationOptions:
         known = [field.name for field in dataclasses.fields(TextGenerationOptions) if field.name != "generation"]
         for name in options:
@@ -179,7 +191,7 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         return array
 
     def _render(self, messages: Messages, options: TextGenerationOptions, begins: bool) -> str:
-        template, name = self._template, options.chat_template
+        template, name = self.template, options.chat_template
         own = name is not None and (template is None or name not in template.templates)
         if own:
             template, name = ChatTemplate(str(name), self.tokenizer.special_tokens_map), None
@@ -199,7 +211,8 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
                 template.close()
 
     @functools.cached_property
-    def _template(self) -> ChatTemplate | None:
+    def template(self) -> ChatTemplate | None:
+        """The bundle's chat templates, read at first use; None where it has none."""
         return ChatTemplate.from_folder(self.path, self.tokenizer.special_tokens_map)
 
     def _goes_on(self, messages: Messages, options: TextGenerationOptions) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import string
 import warnings
 from typing import Any
 
@@ -41,11 +42,7 @@ class ZeroShotOptions(CallOptions):
             )
         object.__setattr__(self, "candidate_labels", list(labels))
         template = check_text(self.hypothesis_template, "hypothesis_template")
-        try:
-            fits = template.format(labels[0]) != template
-        except (IndexError, KeyError, ValueError, AttributeError):
-            fits = False
-        if not fits:
+        if not _takes_a_label(template):
             raise UsageError(f"hypothesis_template is {template!r}; expected a sentence with {{}} where the label goes")
 
 
@@ -113,3 +110,12 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
             stacklevel=4,
         )
         return -1
+
+
+def _takes_a_label(template: str) -> bool:
+    """Whether a text has a plain ``{}``: a width in it would be filled with spaces without end."""
+    try:
+        fields = [rest for _, *rest in string.Formatter().parse(template) if rest[0] is not None]
+    except ValueError:
+        return False
+    return fields == [["", "", None]] or (bool(fields) and all(field == ["0", "", None] for field in fields))

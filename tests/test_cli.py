@@ -20,8 +20,9 @@ from pinnace import __version__, cli_machine
 from pinnace.cli import main
 from pinnace.cli_commands import CALIBRATIONS, COMMANDS, EXPORT_PRECISIONS, LAYOUTS, QUANTIZED_PRECISIONS, SCHEME_NAMES
 from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
-from pinnace.cli_output import Console, to_json
+from pinnace.cli_output import Console
 from pinnace.errors import NumericalError, UsageError
+from pinnace.json_text import to_json
 from pinnace.runtime import doctor
 from tests.conftest import DATA
 from tests.tiny_bundle import make_bundle

@@ -52,6 +52,7 @@ def test_results_do_not_keep_their_batch_in_memory(embed: Any) -> None:
         ({"pooling": "men"}, "Did you mean 'mean'"),
         ({"return_tensors": "pt"}, "return_tensors is 'pt'"),
         ({"max_length": 0}, "max_length is 0"),
+        ({"tokenize_kwargs": [1]}, "tokenize_kwargs is .* expected a mapping"),
         ({"tokenize_kwargs": {"padding": True}}, "tokenize_kwargs has padding"),
         ({"tokenize_kwargs": {"truncation": True}, "truncation": True}, "twice"),
     ],
@@ -145,7 +146,7 @@ def test_zero_shot_refusals(open_pipeline: OpenPipeline) -> None:
     for labels in (None, [], " , ", [3], "plant" * 0):
         with pytest.raises(UsageError, match="candidate_labels is"):
             pipe("a plant", candidate_labels=labels)
-    for template in ("no place", "{name}", "{0} {1}", "{"):
+    for template in ("no place", "{name}", "{0} {1}", "{} {}", "{", "{:>9999999999}", "{0.x}", "{!r}"):
         with pytest.raises(UsageError, match="hypothesis_template is"):
             pipe("a plant", candidate_labels=["plant"], hypothesis_template=template)
     with pytest.raises(InputError, match="is longer than"):

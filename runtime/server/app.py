@@ -1,0 +1,212 @@
+"""The service: its addresses, who may use them, and what every request has in common."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeAlias
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.routing import Match, Route
+from starlette.types import Receive, Scope, Send
+
+from pinnace.errors import NumericalError
+from pinnace.runtime.server.completions import chat, completions
+from pinnace.runtime.server.encoders import embeddings, pipelines, rerank
+from pinnace.runtime.server.exchange import Exchange
+from pinnace.runtime.server.failures import ClientGone, Refused, as_refused, is_fault
+from pinnace.runtime.server.metrics import Metrics
+from pinnace.runtime.server.models import Model
+from pinnace.runtime.server.settings import Settings
+from pinnace.runtime.server.work import Work
+
+Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
+Record: TypeAlias = dict[str, Any]
+
+_OPENING, _READY, _ENDING = "opening", "ready", "ending"
+
+
+class Service:
+    """Answers requests with the models that it is given.
+
+    Args:
+        settings: how much it takes on.
+        log: gets one record for each request.
+        fault: gets every error that is the service's own.
+
+    Attributes:
+        models: name to model.
+        works: the work of all requests under way.
+    """
+
+    def __init__(
+        self, settings: Settings, log: Callable[[Record], None], fault: Callable[[BaseException], None]
+    ) -> None:
+        self.settings, self._log, self._fault = settings, log, fault
+        self.models: dict[str, Model] = {}
+        self.metrics = Metrics()
+        self.works: set[Work] = set()
+        self._state = _OPENING
+        self._since = int(time.time())
+
+    def open(self, models: dict[str, Model]) -> None:
+        """Begin to answer."""
+        self.models, self.metrics, self._state = models, Metrics(models), _READY
+
+    def end(self) -> None:
+        """Take no more requests."""
+        self._state = _ENDING
+
+    def stop(self) -> None:
+        """End the work of all requests under way."""
+        for work in list(self.works):
+            work.stop(Refused(503, "the service ends", code="ending"))
+
+    def app(self) -> Starlette:
+        """The ASGI application."""
+        posts: dict[str, Handler] = {
+            "/v1/chat/completions": chat, "/v1/completions": completions, "/v1/embeddings": embeddings,
+            "/v1/rerank": rerank, "/v1/pipelines/{model:path}": pipelines,
+        }  # fmt: skip
+        gets: dict[str, Handler] = {
+            "/v1/models": self._list_models, "/v1/models/{model:path}": self._show_model,
+            "/metrics": self._show_metrics,
+        }  # fmt: skip
+        health: dict[str, Handler] = {"/healthz": _alive, "/readyz": self._show_state}
+        kinds: tuple[tuple[dict[str, Handler], str, dict[str, bool]], ...] = (
+            (posts, "POST", {"work": True}), (gets, "GET", {}), (health, "GET", {"guarded": False}),
+        )  # fmt: skip
+        routes = [
+            Route(path, _Endpoint(self, _shown(path), handler, **how), methods=[method])
+            for handlers, method, how in kinds
+            for path, handler in handlers.items()
+        ]
+        return Starlette(routes=[*routes, Route("/{rest:path}", _Endpoint(self, "other", _nowhere))])
+
+    def check_key(self, request: Request) -> None:
+        """Let only those in who know the key, where there is one.
+
+        Raises:
+            Refused: 401.
+        """
+        key = self.settings.api_key
+        if key is not None:
+            scheme, _, given = request.headers.get("authorization", "").partition(" ")
+            if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode(), key.encode()):
+                raise Refused(
+                    401, "the key is missing or wrong; send Authorization: Bearer KEY", code="invalid_api_key",
+                    headers={"WWW-Authenticate": "Bearer"},
+                )  # fmt: skip
+
+    def check_ready(self) -> None:
+        """Go on only while requests are answered.
+
+        Raises:
+            Refused: 503, not yet or no more.
+        """
+        if self._state == _OPENING:
+            raise Refused(503, "the models are being opened; come back soon", code="opening")
+        if self._state == _ENDING:
+            raise Refused(503, "the service ends", code="ending", headers={"Connection": "close"})
+
+    def finish(self, exchange: Exchange, route: str) -> None:
+        """Count and log a request that has been answered."""
+        model, call = exchange.model, exchange.call
+        labels = {"route": route, "model": model.name if model else ""}
+        self.metrics.requests.add(1, **labels, status=str(exchange.status))
+        self.metrics.seconds.add(exchange.seconds, **labels)
+        if model is not None:
+            self.metrics.tokens_in.add(call.tokens_in, model=model.name)
+            self.metrics.tokens_out.add(call.tokens_out, model=model.name)
+        self._log(
+            {
+                "method": exchange.request.method, **labels, "status": exchange.status,
+                "ms": round(exchange.seconds * 1000, 1), "tokens_in": call.tokens_in, "tokens_out": call.tokens_out,
+            }
+        )  # fmt: skip
+
+    def failed(self, exchange: Exchange, error: BaseException) -> Refused:
+        """Count and tell of an error, and return its answer."""
+        if isinstance(error, NumericalError) and exchange.model is not None:
+            self.metrics.numerical_errors.add(1, model=exchange.model.name)
+        if is_fault(error):
+            self._fault(error)
+        return as_refused(error)
+
+    async def _show_state(self, exchange: Exchange) -> None:
+        self.check_ready()
+        await exchange.reply({"status": "ready"})
+
+    async def _list_models(self, exchange: Exchange) -> None:
+        await exchange.reply({"object": "list", "data": [self._facts(model) for model in self.models.values()]})
+
+    async def _show_model(self, exchange: Exchange) -> None:
+        await exchange.reply(self._facts(exchange.choose(exchange.request.path_params["model"])))
+
+    def _facts(self, model: Model) -> Record:
+        return {
+            "id": model.name, "object": "model", "created": self._since, "owned_by": "pinnace", "task": model.task,
+        }  # fmt: skip
+
+    async def _show_metrics(self, exchange: Exchange) -> None:
+        models = self.models.values()
+        gauges = (
+            ("pinnace_requests_in_flight", "Requests at work or waiting", {m.name: m.requests for m in models}),
+            ("pinnace_queue_depth", "Rows or inputs that wait for a run", {m.name: m.waiting for m in models}),
+            ("pinnace_running_rows", "Rows or inputs of the run under way", {m.name: m.running for m in models}),
+        )
+        await exchange.reply_text(self.metrics.text(gauges), "text/plain; version=0.0.4; charset=utf-8")
+
+
+class _Endpoint:
+    """One address: an ASGI application that turns whatever happens into an answer, a count and a line of the log."""
+
+    def __init__(
+        self, service: Service, route: str, handler: Handler, *, work: bool = False, guarded: bool = True
+    ) -> None:
+        self._service, self._route, self._handler = service, route, handler
+        self._work, self._guarded = work, guarded
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(self._service, Request(scope, receive), send)
+        try:
+            if self._guarded:
+                self._service.check_key(exchange.request)
+            if self._work:
+                self._service.check_ready()
+            await self._handler(exchange)
+        except (asyncio.CancelledError, KeyboardInterrupt, SystemExit):
+            exchange.status = 503
+            raise
+        except BaseException as error:  # a library's panic too is answered
+            refused = self._service.failed(exchange, error)
+            if isinstance(error, ClientGone) or exchange.begun:
+                exchange.status = refused.status
+            else:
+                await exchange.reply(refused.body(), refused.status, refused.headers)
+        finally:
+            self._service.finish(exchange, self._route)
+
+
+async def _alive(exchange: Exchange) -> None:
+    await exchange.reply({"status": "alive"})
+
+
+async def _nowhere(exchange: Exchange) -> None:
+    """Answer for addresses that are not there, and for methods that an address does not have."""
+    scope = exchange.request.scope
+    routes = [route for route in scope["app"].routes if route.matches(scope)[0] is Match.PARTIAL]
+    if routes:
+        allowed = ", ".join(sorted(routes[0].methods))
+        raise Refused(405, f"this address takes {allowed}", headers={"Allow": allowed})
+    raise Refused(
+        404, f"there is no such address; known: {', '.join(route.path for route in scope['app'].routes[:-1])}"
+    )
+
+
+def _shown(path: str) -> str:
+    """A route as it is counted and told, without what is starlette's."""
+    return path.replace(":path}", "}")

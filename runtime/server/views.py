@@ -1,0 +1,21 @@
+"""A pipeline as one request sees it: the same in all but a few parts, which the service takes over."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pinnace.runtime.pipeline_base import Pipeline
+
+
+def view(pipe: Pipeline[Any], **replaced: Any) -> Any:
+    """Return a pipeline that shares everything with ``pipe`` but for the named attributes and methods.
+
+    So every pipeline's own code reads and checks what a request gives and shapes what it gets.
+
+    Args:
+        pipe: an opened pipeline.
+        **replaced: what the view has instead.
+    """
+    made = object.__new__(type(pipe))
+    vars(made).update(vars(pipe), **replaced)
+    return made
