@@ -15,9 +15,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
+from benchmarks import llama_decoder
+
 BATCH: Final = (4, 8, 12, 16, 24, 32, 48, 64)  # lengths of the prompts that run together
 ORT, ONNX, TRANSFORMERS, GENAI = "pinnace, ort", "pinnace, onnx", "transformers", "ONNX Runtime GenAI (Qwen3)"
-TOY, MEMORY = "toy", "memory"
+LLAMA, TOY, MEMORY = "llama.cpp", "toy", "memory"
 Seen = Callable[[int], None]
 
 
@@ -26,12 +28,15 @@ def main() -> int:
     made.add_argument("name")
     made.add_argument("--model", type=Path)
     made.add_argument("--threads", type=int, default=1)
-    made.add_argument("--shape")
+    made.add_argument("--shape", help="build GenAI's model of this shape, and end")
+    made.add_argument("--bundle", type=Path, help="build llama.cpp's file of this bundle's weights, and end")
     made.add_argument("--precision", default="fp32")
     made.add_argument("--device", default="cpu")
     arguments = made.parse_args()
     if arguments.shape:
         build_genai(json.loads(arguments.shape), arguments.model, arguments.precision)
+    elif arguments.bundle:
+        llama_decoder.build(arguments.bundle, arguments.model, arguments.precision)
     elif arguments.name in (ORT, ONNX, TRANSFORMERS):
         load = LOADERS[arguments.name]
         serve(load(arguments.model, arguments.threads, arguments.precision, arguments.device))
@@ -277,6 +282,7 @@ class Memory:
 
 LOADERS: Final[dict[str, Callable[..., Any]]] = {
     ORT: Pinnace, ONNX: Pinnace, TOY: Toy, TRANSFORMERS: Transformers, GENAI: GenAI, MEMORY: Memory,
+    LLAMA: llama_decoder.Llama,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How much faster does quantization make a decoder of 166 million weights, beside ONNX Runtime GenAI's own int4?
+"""How much faster does quantization make a decoder of 166 million weights, beside GenAI and llama.cpp?
 
 The shape and the rounds are those of `decoding`. Weights are random, so nothing is said of quality here: that is what
 `pinnace quantize` judges on a trained model.
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common import Figure, Server, affinity, finish, interleave, parser, ratio, run_child, summary
-from benchmarks.decoders import GENAI, ORT
+from benchmarks.decoders import GENAI, LLAMA, ORT
 from benchmarks.decoding import COMPARED, PROMPT, QUICK_SHAPE, SHAPE, columnar, decode, export, turn
 
 BLOCK: Final = 128
@@ -29,6 +29,7 @@ MB: Final = 1e6
 def main() -> int:
     made = parser(__doc__)
     made.add_argument("--genai-python", type=Path, help="a Python with onnxruntime-genai, torch, transformers, onnx-ir")
+    made.add_argument("--llama-python", type=Path, help="a Python with llama-cpp-python, gguf, safetensors")
     arguments = made.parse_args()
     with tempfile.TemporaryDirectory(prefix="pinnace-quantized-") as name:
         return measure(arguments, Path(name))
@@ -52,6 +53,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         servers = {p: stack.enter_context(server(arguments, ORT, bundle, p)) for p in ("fp32", *SCHEMES)}
         if arguments.genai_python:
             servers[GENAI] = stack.enter_context(server(arguments, GENAI, folder / "genai", "int4"))
+        if arguments.llama_python:
+            for precision in SCHEMES:
+                file = gguf(arguments.llama_python, bundle, precision)
+                servers[f"{LLAMA}, {precision}"] = stack.enter_context(server(arguments, LLAMA, file, precision))
         turns: dict[str, Callable[[], Any]] = {name: turn(servers[name], contexts, steps) for name in servers}
         columns = {name: columnar(rows) for name, rows in interleave(turns, rounds).items()}
         peaks = {name: servers[name].ask(op="peak")["bytes"] / MB for name in servers}
@@ -78,6 +83,12 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
             Figure(f"int4: {decode(c)}, of GenAI's int4", ratio(columns["int4"][decode(c)], peer[decode(c)]), 1, True)
             for c in contexts
         ]
+    for precision in SCHEMES if arguments.llama_python else ():
+        peer, own = columns[f"{LLAMA}, {precision}"], columns[precision]
+        figures += [
+            Figure(f"{precision}: {quantity}, of llama.cpp's", ratio(own[quantity], peer[quantity]))
+            for quantity in (prompt, *(decode(c) for c in contexts))
+        ]
     size = {p: sum(f.stat().st_size for f in bundle.glob(g)) for p, g in (("fp32", "model.*"), ("int8", "model_int8*"),
                                                                           ("int4", "model_q4*"))}  # fmt: skip
     figures += [Figure("int8: bytes, of fp32's", size["int8"] / size["fp32"], 0.28)]
@@ -86,9 +97,17 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     return finish(arguments, "Quantized prompts and tokens of a decoder", measured, figures, numbers)
 
 
+def gguf(python: Path, bundle: Path, precision: str) -> Path:
+    """Let llama.cpp's own environment write its file of a bundle's weights."""
+    file = bundle.parent / f"{precision}.gguf"
+    words: list[str | Path] = [python, "-m", "benchmarks.decoders", LLAMA, "--model", file, "--bundle", bundle]
+    run_child([*words, "--precision", precision], threads=len(affinity()))
+    return file
+
+
 def server(arguments: argparse.Namespace, name: str, model: Path, precision: str) -> Server:
     """Start a candidate."""
-    python = arguments.genai_python if name == GENAI else sys.executable
+    python = {GENAI: arguments.genai_python, LLAMA: arguments.llama_python}.get(name, sys.executable)
     words: list[str | Path] = ["benchmarks.decoders", name, "--model", model, "--threads", str(arguments.threads)]
     return Server([python, "-m", *words, "--precision", precision], threads=arguments.threads)
 
