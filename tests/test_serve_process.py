@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -46,6 +47,19 @@ def test_a_signal_ends_the_service_in_order(start: Start, decoder_of: MakeBundle
     out, err = child.communicate(timeout=PATIENCE)
     assert (child.returncode, out) == (0, "")
     assert f"POST {TEXT} lm 200 " in err and "Traceback" not in err
+
+
+def test_a_program_reads_the_address_in_one_line(start: Start, bundle_of: Callable[[str], Path]) -> None:
+    child, client = start(f"vectors={bundle_of('tiny-embed')}", "--json")
+    assert child.stdout is not None
+    assert json.loads(child.stdout.readline()) == {
+        "address": client.address, "models": {"vectors": "feature-extraction"},
+    }  # fmt: skip
+    client.good("/v1/embeddings", input="a boat")
+    child.send_signal(signal.SIGTERM)
+    out, err = child.communicate(timeout=PATIENCE)
+    record = next(json.loads(line) for line in err.splitlines() if line.startswith("{"))
+    assert (out, record["status"], record["route"]) == ("", 200, "/v1/embeddings") and record["tokens_in"] > 0
 
 
 def test_a_bundle_that_cannot_be_opened_ends_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
