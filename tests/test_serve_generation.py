@@ -85,6 +85,19 @@ def test_seeded_samples_of_many_requests_are_as_alone(service: Served) -> None:
     assert got == [[record["generated_text"] for record in records] for records in alone]
 
 
+def test_texts_that_the_bundle_asks_for_are_choices_of_their_own(
+    service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = service.serving.service.models["lm"]._generator
+    monkeypatch.setattr(generator, "config", generator.config.merged(num_return_sequences=2, do_sample=True))
+    asked: dict[str, Any] = {"model": "lm", "prompt": TEXTS[:2], "max_tokens": 5, "seed": 1, **ON}
+    choices = service.client.good(TEXT, **asked)["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    three = service.client.good(TEXT, n=3, **asked)["choices"]
+    assert [choice["index"] for choice in three] == [*range(6)] and three[0] == choices[0]
+    assert "temperature above 0" in service.client.refused(400, TEXT, temperature=0, **asked)["message"]
+
+
 def test_a_client_that_leaves_frees_its_row(service: Served) -> None:
     client = service.client
     before = client.metric("pinnace_requests_total", route=TEXT, status="499")

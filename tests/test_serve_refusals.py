@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pinnace.runtime import chat_process
 from tests.generation_bundles import decoder_of
 from tests.serving import CHAT, PATIENCE, TEXT, Client, Served, client, ranking, served, service
 
@@ -38,6 +39,7 @@ BAD: list[tuple[int, str, dict[str, Any], str | None, str]] = [
     (400, TEXT, {"prompt": "x", "best_of": True}, "best_of", "not supported"),
     (400, TEXT, {"prompt": "x", "temperature": 1e-9}, "temperature", "temperature"),
     (400, TEXT, {"prompt": "x", "temperature": "hot"}, "temperature", "'hot'"),
+    (400, TEXT, {"prompt": "x", "min_p": 10**400}, "min_p", "a number from -1e+30 to 1e+30"),
     (400, TEXT, {"prompt": "x", "temperature": 0, "top_p": "all"}, "top_p", "'all'"),
     (400, TEXT, {"prompt": "x", "stop": [""]}, "stop", "stop"),
     (400, TEXT, {"prompt": "x", "stream": 1}, "stream", "true or false"),
@@ -64,7 +66,10 @@ BAD: list[tuple[int, str, dict[str, Any], str | None, str]] = [
     (400, "/v1/pipelines/glossary-qa", {"inputs": None}, None, "the input"),
     (400, "/v1/pipelines/glossary-qa", {"inputs": [], "parameters": {"top": 1}}, None, "unknown option"),
     (400, "/v1/pipelines/glossary-qa", {"inputs": [], "parameters": {"self": 1}}, "self", "cannot be given"),
+    (400, "/v1/pipelines/glossary-lm", {"inputs": [{"role": "assistant", "content": [1]}]}, None, "content of"),
+    (400, "/v1/pipelines/glossary-lm", {"inputs": "x", "parameters": {"chat_template": ""}}, "chat_template", "cannot"),
     (400, "/v1/pipelines/glossary-lm", {"inputs": "x", "parameters": {"timeout": 1}}, "timeout", "cannot be given"),
+    (400, "/v1/pipelines/glossary-qa", {"inputs": [], "parameters": {"top_k": [7] * 9999}}, None, "at least 1"),
     (400, "/v1/pipelines/org/mlm", {"inputs": "no mask"}, None, "[MASK]"),
 ]  # fmt: skip
 
@@ -75,7 +80,7 @@ def test_what_is_wrong_is_named(
 ) -> None:
     error = client.refused(status, path, **body)
     assert text in error["message"] and error["type"] == "invalid_request_error"
-    assert error["param"] == param
+    assert error["param"] == param and len(error["message"]) < 2100
     assert not service.faults
 
 
@@ -89,6 +94,7 @@ def test_what_is_wrong_is_named(
         (b'{"prompt": "\\ud800"}', 400, "surrogate"),
         (b'{"prompt": "\xff"}', 400, "UTF-8"),
         (b"[" * 50_000, 400, "nested too deeply"),
+        (b'{"prompt": "a", "metadata": ' + b'[{"x": ' * 50 + b"1" + b"}]" * 50 + b"}", 400, "nested too deeply"),
         (b'{"prompt": ' + b"1" * 5000 + b"}", 400, "not JSON"),
         (b" " * 100_001, 413, "100,000 bytes"),
     ],
@@ -98,9 +104,33 @@ def test_bodies_that_are_no_json(client: Client, body: bytes, status: int, text:
     assert got == status and text in json.loads(answer)["error"]["message"]
 
 
+def test_a_conversation_that_is_too_long_for_the_template(
+    client: Client, service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe: Any = service.serving.service.models["glossary-lm"].pipe
+    template = pipe.template
+    with monkeypatch.context() as patch:
+        patch.setattr(chat_process, "FUEL", 1000)
+        template.close()
+        message = client.refused(400, CHAT, messages=TALK * 1000)["message"]
+        assert "the chat template fails, it takes more than" in message and not service.faults
+    template.close()
+    assert client.good(CHAT, messages=TALK, max_tokens=1)
+
+
 def test_half_a_surrogate_pair_is_refused_and_a_whole_one_is_not(client: Client) -> None:
     status, _, _ = client.request("POST", TEXT, b'{"prompt": "\\ud83d\\ude00", "max_tokens": 1}')
     assert status == 200
+
+
+def test_what_is_nested_less_deeply_is_answered(client: Client) -> None:
+    inside: Any = 1
+    for _ in range(90):
+        inside = [inside]
+    talk = [{"role": "user", "content": "x", "more": [inside] * 50}]
+    parameters = {"max_new_tokens": 1}
+    (record,) = client.good("/v1/pipelines/glossary-lm", inputs=talk, parameters=parameters)
+    assert record["generated_text"][0] == talk[0]
 
 
 def test_a_large_body_is_refused_before_it_is_read(client: Client) -> None:
@@ -119,7 +149,12 @@ def test_addresses_and_methods_that_are_not_there(client: Client) -> None:
     assert status == 404 and "/v1/rerank" in json.loads(answer)["error"]["message"]
     status, headers, _ = client.request("GET", CHAT)
     assert (status, headers["allow"]) == (405, "POST")
-    assert client.request("DELETE", "/v1/models/glossary-lm")[0] == 405
+    assert client.request("DELETE", "/v1/models/glossary-lm")[1]["allow"] == "GET, HEAD"
+    assert client.request("HEAD", "/v1/models")[::2] == (200, b"")
+    for path in ("/v1/models/", "/v1/models/a%0Ab", "/%2e%2e/%00", "//"):
+        status, headers, answer = client.request("GET", path)
+        assert (status, headers["content-type"]) == (404, "application/json"), path
+        assert json.loads(answer)["error"]["type"] == "invalid_request_error"
 
 
 def test_a_key_is_asked_for(bundle_of: Callable[[str], Path]) -> None:
