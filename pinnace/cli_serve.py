@@ -47,7 +47,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     def ready(address: str) -> None:
         if console.json:
             models = {name: model.task for name, model in serving.service.models.items()}
-            console.result_json({"address": address, "models": models})
+            # In one line: what reads it from a pipe must see its end while the service runs.
+            console.result(console.to_json({"address": address, "models": models}))
             console.out.flush()
         for model in serving.service.models.values():
             console.log(f"{model.name}: {model.pipe!r}")

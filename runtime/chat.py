@@ -192,7 +192,7 @@ def _put(mark: str, message: dict[str, Any]) -> None:
     if isinstance(content, str):
         message["content"] = content + mark
         return
-    parts = [dict(part) for part in content] if isinstance(content, list) else []
+    parts = _objects("content of the last message", content) if isinstance(content, list) else []
     for part in reversed(parts):
         if isinstance(part.get("text"), str):
             part["text"] += mark

@@ -31,8 +31,11 @@ _LIMITS: Final = {
     "OutOfFuel": f"it takes more than {FUEL} steps",
     "Output": f"its text is longer than {MAX_TEXT_CHARS} characters",
     "Memory": "it needs too much memory",
-    "Syntax": "it cannot be read",
 }
+
+
+class TemplateStopped(BundleError):
+    """A rendering took more than it may: always where the template is wrong, or for a conversation that is too long."""
 
 
 class ChatProcess:
@@ -54,23 +57,26 @@ class ChatProcess:
 
         Raises:
             InputError: the template refuses the messages, or cannot render them.
-            BundleError: the template is wrong, or exceeds its steps, time, memory or output.
+            TemplateStopped: it exceeds its steps, time, memory or output.
+            BundleError: the template is wrong.
             MachineError: no process can be started.
         """
         with self._lock:
             answer = self._ask(variables)
         if answer is None:
-            raise BundleError(
+            raise TemplateStopped(
                 f"the chat template was stopped: it used more than {PROCESSOR_SECONDS} s of processor time or "
                 f"{MEMORY >> 20} MiB of memory, or took {WALL_SECONDS} s.\n"
-                "  Use another template, or render the text yourself."
+                "  Give fewer messages, use another template, or render the text yourself."
             )
         if "text" in answer:
             return str(answer["text"])
         if "refused" in answer:
             raise InputError(f"the chat template refuses the messages: {answer['refused']}")
         if answer["kind"] in _LIMITS:
-            raise BundleError(f"the chat template fails, {_LIMITS[answer['kind']]} ({answer['failed']}).")
+            raise TemplateStopped(f"the chat template fails, {_LIMITS[answer['kind']]} ({answer['failed']}).")
+        if answer["kind"] == "Syntax":
+            raise BundleError(f"the chat template fails, it cannot be read ({answer['failed']}).")
         raise InputError(
             f"the chat template cannot render the messages: {answer['failed']}\n"
             "  Check that every message has the keys and types that the template reads."

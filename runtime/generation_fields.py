@@ -33,13 +33,13 @@ def _whole(low: int, high: int = MAX_COUNT) -> Reader:
 
 
 def _real(low: float, high: float, *, open_low: bool = False) -> Reader:
-    kind = f"a number {'above' if open_low else 'from'} {low:g}" + (f" to {high:g}" if high < math.inf else "")
+    kind = f"a number {'above' if open_low else 'from'} {low:g} to {high:g}"
 
     def read(name: str, value: Any) -> float:
-        if isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool):
-            number = float(value)
-            if math.isfinite(number) and (low < number if open_low else low <= number) and number <= high:
-                return number
+        number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+        # Compared before it is converted: a whole number may be too long for a float.
+        if number and (low < value if open_low else low <= value) and value <= high:
+            return float(value)
         raise _wrong(name, value, kind)
 
     return read

@@ -41,9 +41,11 @@ class TokenOptions(CallOptions):
         super().__post_init__()
         object.__setattr__(self, "aggregation_strategy", str(self.aggregation_strategy).lower())
         check_word("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
-        if isinstance(self.ignore_labels, str) or not isinstance(self.ignore_labels, Iterable):
-            raise UsageError(f"ignore_labels is {self.ignore_labels!r}; expected a list of labels")
-        object.__setattr__(self, "ignore_labels", frozenset(self.ignore_labels))
+        given = self.ignore_labels
+        labels = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+        if not all(isinstance(label, str) for label in labels):
+            raise UsageError(f"ignore_labels is {given!r}; expected a list of labels")
+        object.__setattr__(self, "ignore_labels", frozenset(labels))
         check_count("stride", self.stride, 0)
         if self.stride is not None and self.aggregation_strategy == "none":
             raise UsageError(

@@ -1,4 +1,4 @@
-"""A service in a thread of the test's own process, a client that reads its answers, and bundles that misbehave."""
+"""A service in a thread of the test's own process or in one of its own, a client of it, and bundles to serve."""
 
 from __future__ import annotations
 
@@ -6,23 +6,33 @@ import contextlib
 import dataclasses
 import http.client
 import json
+import os
 import re
+import shutil
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
+import pytest
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
 from pinnace.runtime.server.serving import Serving
 from pinnace.runtime.server.settings import Settings
+from tests.generation_bundles import MakeBundle
 from tests.tiny_bundle import file_facts
 
 PATIENCE: Final = 60.0
 """Seconds after which a test gives up: nothing is judged by them."""
+CHAT: Final = "/v1/chat/completions"
+TEXT: Final = "/v1/completions"
+ON: Final[dict[str, Any]] = {"logit_bias": {"2": -1000}}
+"""The decoders' end token does not come."""
 
 
 class Client:
@@ -159,3 +169,59 @@ def with_words(folder: Path, words: list[str]) -> Path:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest))
     return folder
+
+
+@pytest.fixture(scope="module")
+def ranking(bundle_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle of a classifier, said to be for ranking."""
+    folder = shutil.copytree(bundle_of("tiny-rerank"), tmp_path_factory.mktemp("ranking") / "rank")
+    return said_to_be_for(folder, "text-ranking")
+
+
+def said_to_be_for(folder: Path, task: str) -> Path:
+    """Change a bundle's task to another that its head serves."""
+    manifest = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**manifest, "task": task}))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def service(decoder_of: MakeBundle, bundle_of: Callable[[str], Path], ranking: Path) -> Iterator[Served]:
+    """A service of five models, for the tests of one file."""
+    bundles = {
+        "glossary-lm": decoder_of("apertus-ort"), "my-embed": bundle_of("tiny-embed"), "my-rank": ranking,
+        "glossary-qa": bundle_of("bert-glossary-qa"), "org/mlm": bundle_of("tiny-mlm"),
+    }  # fmt: skip
+    with served(bundles, max_request_bytes=100_000) as made:
+        yield made
+
+
+@pytest.fixture
+def client(service: Served) -> Client:
+    """A client of the service."""
+    return service.client
+
+
+Start: TypeAlias = Callable[..., tuple["subprocess.Popen[str]", Client]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Start the command in a process of its own, and wait until it serves."""
+    children: list[subprocess.Popen[str]] = []
+
+    def begun(*words: str) -> tuple[subprocess.Popen[str], Client]:
+        command = [sys.executable, "-m", "pinnace", "serve", *words, "--port", "0", "--threads", "1"]
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("PINNACE_")}
+        child = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        children.append(child)
+        assert child.stderr is not None
+        for line in child.stderr:
+            if line.startswith("next: curl "):  # the last line before the first request's
+                return child, Client(line.split()[2].partition("/v1/")[0])
+        raise AssertionError(f"it ended with {child.wait()}")
+
+    yield begun
+    for child in children:
+        child.kill()
+        child.communicate()

@@ -122,6 +122,7 @@ def test_a_file_that_is_no_small_object(tmp_path: Path, content: str) -> None:
         ({"do_sample": True, "top_p": 0}, "above 0 and at most 1"),
         ({"do_sample": True, "top_p": 1.2}, "top_p: got 1.2"),
         ({"do_sample": True, "min_p": -0.1}, "min_p"),
+        ({"do_sample": True, "min_p": 10**400}, "min_p"),
         ({"do_sample": True, "typical_p": 0}, "typical_p"),
         ({"do_sample": True, "top_k": -1}, "top_k"),
         ({"temperature": 0.5}, "temperature has no effect without sampling"),

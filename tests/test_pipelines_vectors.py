@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from pathlib import Path
 from typing import Any
 
@@ -178,8 +179,10 @@ def test_token_classification_refusals(open_pipeline: OpenPipeline) -> None:
         pipe("a plant", stride=510, aggregation_strategy="simple")
     with pytest.raises(UsageError, match="Did you mean 'average'"):
         pipe("a plant", aggregation_strategy="averages")
-    with pytest.raises(UsageError, match="ignore_labels is 'O'"):
-        pipe("a plant", ignore_labels="O")
+    wrong: list[Any] = ["O", [{}], [None], 5]
+    for labels in wrong:
+        with pytest.raises(UsageError, match=rf"ignore_labels is {re.escape(repr(labels))}; expected a list"):
+            pipe("a plant", ignore_labels=labels)
     with pytest.raises(InputError, match="set is_split_into_words=False"):
         pipe("a plant", is_split_into_words=True)
     with pytest.raises(InputError, match="set is_split_into_words=True"):

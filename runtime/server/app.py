@@ -5,12 +5,11 @@ from __future__ import annotations
 import asyncio
 import hmac
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any, TypeAlias
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final, TypeAlias
 
-from starlette.applications import Starlette
 from starlette.requests import Request
-from starlette.routing import Match, Route
+from starlette.routing import Route, Router
 from starlette.types import Receive, Scope, Send
 
 from pinnace.errors import NumericalError
@@ -27,6 +26,8 @@ Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 Record: TypeAlias = dict[str, Any]
 
 _OPENING, _READY, _ENDING = "opening", "ready", "ending"
+_GET: Final = ("GET", "HEAD")
+_POST: Final = ("POST",)
 
 
 class Service:
@@ -65,26 +66,29 @@ class Service:
         for work in list(self.works):
             work.stop(Refused(503, "the service ends", code="ending"))
 
-    def app(self) -> Starlette:
+    def app(self) -> Router:
         """The ASGI application."""
         posts: dict[str, Handler] = {
             "/v1/chat/completions": chat, "/v1/completions": completions, "/v1/embeddings": embeddings,
-            "/v1/rerank": rerank, "/v1/pipelines/{model:path}": pipelines,
+            "/v1/rerank": rerank, "/v1/pipelines/{model}": pipelines,
         }  # fmt: skip
         gets: dict[str, Handler] = {
-            "/v1/models": self._list_models, "/v1/models/{model:path}": self._show_model,
-            "/metrics": self._show_metrics,
+            "/v1/models": self._list_models, "/v1/models/{model}": self._show_model, "/metrics": self._show_metrics,
         }  # fmt: skip
         health: dict[str, Handler] = {"/healthz": _alive, "/readyz": self._show_state}
-        kinds: tuple[tuple[dict[str, Handler], str, dict[str, bool]], ...] = (
-            (posts, "POST", {"work": True}), (gets, "GET", {}), (health, "GET", {"guarded": False}),
-        )  # fmt: skip
-        routes = [
-            Route(path, _Endpoint(self, _shown(path), handler, **how), methods=[method])
-            for handlers, method, how in kinds
-            for path, handler in handlers.items()
+        endpoints = [
+            *(_Endpoint(self, route, handler, _POST, work=True) for route, handler in posts.items()),
+            *(_Endpoint(self, route, handler, _GET) for route, handler in gets.items()),
+            *(_Endpoint(self, route, handler, _GET, guarded=False) for route, handler in health.items()),
         ]
-        return Starlette(routes=[*routes, Route("/{rest:path}", _Endpoint(self, "other", _nowhere))])
+        known = ", ".join(endpoint.route for endpoint in endpoints)
+
+        async def nowhere(_exchange: Exchange) -> None:
+            raise Refused(404, f"there is no such address; known: {known}")
+
+        # A model's name may have slashes in it.
+        routes = [Route(endpoint.route.replace("}", ":path}"), endpoint) for endpoint in endpoints]
+        return Router(routes, redirect_slashes=False, default=_Endpoint(self, "other", nowhere))
 
     def check_key(self, request: Request) -> None:
         """Let only those in who know the key, where there is one.
@@ -162,12 +166,29 @@ class Service:
 
 
 class _Endpoint:
-    """One address: an ASGI application that turns whatever happens into an answer, a count and a line of the log."""
+    """One address: an ASGI application that turns whatever happens into an answer, a count and a line of the log.
+
+    Args:
+        service: who answers.
+        route: the address as it is counted and told.
+        handler: makes the answer.
+        methods: those that it takes; none for all.
+        work: only while the models are open.
+        guarded: only for those who know the key.
+    """
 
     def __init__(
-        self, service: Service, route: str, handler: Handler, *, work: bool = False, guarded: bool = True
+        self,
+        service: Service,
+        route: str,
+        handler: Handler,
+        methods: Sequence[str] = (),
+        *,
+        work: bool = False,
+        guarded: bool = True,
     ) -> None:
-        self._service, self._route, self._handler = service, route, handler
+        self.route = route
+        self._service, self._handler, self._methods = service, handler, methods
         self._work, self._guarded = work, guarded
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -175,6 +196,9 @@ class _Endpoint:
         try:
             if self._guarded:
                 self._service.check_key(exchange.request)
+            if self._methods and exchange.request.method not in self._methods:
+                allowed = ", ".join(self._methods)
+                raise Refused(405, f"this address takes {allowed}", headers={"Allow": allowed})
             if self._work:
                 self._service.check_ready()
             await self._handler(exchange)
@@ -188,25 +212,8 @@ class _Endpoint:
             else:
                 await exchange.reply(refused.body(), refused.status, refused.headers)
         finally:
-            self._service.finish(exchange, self._route)
+            self._service.finish(exchange, self.route)
 
 
 async def _alive(exchange: Exchange) -> None:
     await exchange.reply({"status": "alive"})
-
-
-async def _nowhere(exchange: Exchange) -> None:
-    """Answer for addresses that are not there, and for methods that an address does not have."""
-    scope = exchange.request.scope
-    routes = [route for route in scope["app"].routes if route.matches(scope)[0] is Match.PARTIAL]
-    if routes:
-        allowed = ", ".join(sorted(routes[0].methods))
-        raise Refused(405, f"this address takes {allowed}", headers={"Allow": allowed})
-    raise Refused(
-        404, f"there is no such address; known: {', '.join(route.path for route in scope['app'].routes[:-1])}"
-    )
-
-
-def _shown(path: str) -> str:
-    """A route as it is counted and told, without what is starlette's."""
-    return path.replace(":path}", "}")

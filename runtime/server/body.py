@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import re
@@ -11,6 +12,8 @@ from typing import Any, Final, NoReturn
 from pinnace.runtime.server.failures import Refused
 
 _HALF_OF_A_PAIR: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+# Far beyond any request that is meant, and far from where Python itself gives up: an answer repeats what it was given.
+_DEEPEST: Final = 100
 
 
 async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], most: int) -> bytes:
@@ -53,12 +56,26 @@ def parse_object(body: bytes) -> dict[str, Any]:
     except UnicodeEncodeError:
         raise Refused(400, "the body holds half of a surrogate pair, which is no character; send whole ones") from None
     except RecursionError:
-        raise Refused(400, "the body is nested too deeply") from None
+        raise _too_deep() from None
     except ValueError as error:
         raise Refused(400, f"the body is not JSON in UTF-8: {str(error)[:200]}") from None
     if not isinstance(value, dict):
         raise Refused(400, f"the body is a JSON {type(value).__name__}, expected an object")
+    if body.count(b"[") + body.count(b"{") > _DEEPEST and _depth_exceeds(value, _DEEPEST):
+        raise _too_deep()
     return value
+
+
+def _depth_exceeds(value: Any, most: int) -> bool:
+    level = [value]
+    for _ in range(most):
+        inside = itertools.chain.from_iterable(one.values() if isinstance(one, dict) else one for one in level)
+        level = [one for one in inside if isinstance(one, dict | list)]
+    return bool(level)
+
+
+def _too_deep() -> Refused:
+    return Refused(400, f"the body is nested too deeply; expected at most {_DEEPEST} lists and objects in one another")
 
 
 def _too_large(most: int) -> Refused:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 
@@ -15,50 +14,52 @@ from pinnace.runtime.generation_row import Token
 from pinnace.runtime.server.exchange import Exchange
 from pinnace.runtime.server.failures import Refused, as_refused
 from pinnace.runtime.server.forms import ChatForm, Form, TextForm, usage
+from pinnace.runtime.server.models import Model
 from pinnace.runtime.server.parameters import Parameters, in_words_of_the_request, read_parameters
 from pinnace.runtime.server.work import Call
-from pinnace.runtime.tokenizer import Tokenizer
 
 _TASK: Final = "text-generation"
 _EVENTS: Final = {"cache-control": "no-cache", "x-accel-buffering": "no"}  # proxies must pass each event on at once
 
 # From the pipeline, rows of token ids.
-Prompts = Callable[[Any], list[Any]]
+Prompts: TypeAlias = Callable[[Any], list[Any]]
+# A token, and which of the answer's choices it belongs to: they are counted over all prompts.
+Choice: TypeAlias = tuple[int, Token]
 
 
 async def chat(exchange: Exchange) -> None:
     """Answer a conversation."""
     body = await exchange.read()
-    exchange.choose(body.get("model"), _TASK)
-    kwargs = body.pop("chat_template_kwargs", None) or {}
-    asked = read_parameters(body, ("messages", "chat_template_kwargs"), "chat completions")
+    model = exchange.choose(body.get("model"), _TASK)
+    asked = read_parameters(body, chat=True)
+    kwargs = body.get("chat_template_kwargs") or {}
     if not isinstance(kwargs, dict):
         raise Refused(400, "chat_template_kwargs must be an object", param="chat_template_kwargs")
     messages = _messages(body.get("messages"))
-    await _answer(
-        exchange, body, asked, ChatForm, lambda pipe: [pipe.prompt_ids(messages, chat_template_kwargs=kwargs)]
-    )
+    form = ChatForm(model.name, _text_of(model))
+    await _answer(exchange, body, asked, form, lambda pipe: [pipe.prompt_ids(messages, chat_template_kwargs=kwargs)])
 
 
 async def completions(exchange: Exchange) -> None:
     """Continue texts."""
     body = await exchange.read()
-    exchange.choose(body.get("model"), _TASK)
-    asked = read_parameters(body, ("prompt",), "completions")
+    model = exchange.choose(body.get("model"), _TASK)
+    asked = read_parameters(body, chat=False)
     prompts = _prompts(body.get("prompt"))
+    form = TextForm(model.name, _text_of(model))
     await _answer(
-        exchange, body, asked, TextForm,
+        exchange, body, asked, form,
         lambda pipe: [pipe.prompt_ids(one) if isinstance(one, str) else one for one in prompts],
     )  # fmt: skip
 
 
-async def _answer(
-    exchange: Exchange, body: Mapping[str, Any], asked: Parameters, kind: type[Form], prompts: Prompts
-) -> None:
-    def tokens(pipe: Any, call: Call) -> Iterator[Token]:
+async def _answer(exchange: Exchange, body: Mapping[str, Any], asked: Parameters, form: Form, prompts: Prompts) -> None:
+    def tokens(pipe: Any, call: Call) -> Iterator[Choice]:
+        # A bundle's own generation_config.json may ask for several too.
+        several = asked.options.get("num_return_sequences", pipe.generator.config.num_return_sequences)
         try:
             config = pipe.generator.config.merged(**{**asked.options, "num_return_sequences": None})
-            if asked.options.get("num_return_sequences", 1) > 1 and not config.do_sample:
+            if several > 1 and not config.do_sample:
                 raise Refused(400, "n above 1 needs a temperature above 0: else all would be the same", param="n")
             found = pipe.generator.stream(prompts(pipe), logprobs=asked.logprobs, cancellation=call, **asked.options)
         except UsageError as error:
@@ -66,35 +67,29 @@ async def _answer(
         for token in found:
             if token.error is not None:
                 raise token.error
-            # Choices are counted over all prompts.
-            yield dataclasses.replace(token, prompt=token.prompt * int(asked.options.get("num_return_sequences", 1)))
+            yield token.prompt * several + token.sequence, token
 
-    if exchange.model is None:
-        raise RuntimeError("a model is chosen before it answers")
-    tokenizer = exchange.model.pipe.tokenizer
-    form = kind(exchange.model.name, lambda id_: _text_of(tokenizer, id_))
     if asked.stream:
         await _stream(exchange, asked, form, tokens)
         return
     rows: dict[int, list[Token]] = {}
     async with contextlib.aclosing(exchange.items(tokens)) as found:
-        async for token in found:
-            rows.setdefault(token.prompt + token.sequence, []).append(token)
+        async for index, token in found:
+            rows.setdefault(index, []).append(token)
     await exchange.reply(form.whole(rows, exchange.call))
 
 
 async def _stream(
-    exchange: Exchange, asked: Parameters, form: Form, tokens: Callable[[Any, Call], Iterator[Token]]
+    exchange: Exchange, asked: Parameters, form: Form, tokens: Callable[[Any, Call], Iterator[Choice]]
 ) -> None:
     """Send chunks as they come. The first one decides the status; an error behind it ends the stream as an event."""
     counts = {"usage": None} if asked.include_usage else {}
     opened: set[int] = set()
     try:
         async with contextlib.aclosing(exchange.items(tokens)) as found:
-            async for token in found:
+            async for index, token in found:
                 if not exchange.begun:
                     await exchange.begin(200, "text/event-stream; charset=utf-8", _EVENTS)
-                index = token.prompt + token.sequence
                 if index not in opened and (opening := form.opening(index)) is not None:
                     await _event(exchange, form.chunk(opening, **counts))
                 opened.add(index)
@@ -156,5 +151,7 @@ def _row(ids: list[int], place: int) -> Any:
         raise InputError(f"prompt {place} has an id that is no token") from None
 
 
-def _text_of(tokenizer: Tokenizer, id_: int) -> str:
-    return str(tokenizer.decode([id_], False, False))
+def _text_of(model: Model) -> Callable[[int], str]:
+    """The text of one token, as the model's tokenizer has it."""
+    tokenizer = model.pipe.tokenizer
+    return lambda id_: str(tokenizer.decode([id_], False, False))

@@ -15,8 +15,8 @@ from pinnace.runtime.server.failures import Refused
 from pinnace.runtime.server.parameters import read_switch
 from pinnace.runtime.server.work import Call
 
-# Options that only a caller in the same process can give, the limit that belongs to the service, and no options.
-_NOT_BY_HTTP: Final = ("cancellation", "shared_prefix", "timeout", "inputs", "self")
+# Options that only a caller in the same process can give, among them a program; the service's own limit; no options.
+_NOT_BY_HTTP: Final = ("cancellation", "shared_prefix", "chat_template", "timeout", "inputs", "self")
 
 
 async def embeddings(exchange: Exchange) -> None:

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import DeadlineExceeded, MachineError, MissingExtra, NumericalError, PinnaceError, UsageError
+from pinnace.runtime.chat_process import TemplateStopped
 
-CLIENT_GONE: Final = 499
-"""Recorded, never sent: the client went away before it was answered."""
-RETRY_SECONDS: Final = 1
+# Recorded, never sent: the client went away before it was answered.
+_CLIENT_GONE: Final = 499
+_RETRY_SECONDS: Final = 1
+# Of a message, so many characters from its beginning and its end are sent: many repeat what they were given.
+_HEAD, _TAIL = 1500, 500
 _TYPES: Final = {401: "authentication_error", 429: "rate_limit_error"}
 
 
@@ -37,12 +40,15 @@ class Refused(PinnaceError):
         self.status, self.code, self.param = status, code, param
         self.headers = dict(headers or {})
         if status in (429, 503):
-            self.headers.setdefault("Retry-After", str(RETRY_SECONDS))
+            self.headers.setdefault("Retry-After", str(_RETRY_SECONDS))
 
     def body(self) -> dict[str, Any]:
         """The answer's JSON."""
         kind = _TYPES.get(self.status, "invalid_request_error" if self.status < 500 else "server_error")
-        return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
+        text = str(self)
+        if len(text) > _HEAD + _TAIL:
+            text = f"{text[:_HEAD]} [...] {text[-_TAIL:]}"
+        return {"error": {"message": text, "type": kind, "param": self.param, "code": self.code}}
 
 
 class ClientGone(Exception):
@@ -57,8 +63,9 @@ def as_refused(error: BaseException) -> Refused:
     if isinstance(error, Refused):
         return error
     if isinstance(error, ClientGone):
-        return Refused(CLIENT_GONE, "the client went away")
-    if isinstance(error, UsageError):
+        return Refused(_CLIENT_GONE, "the client went away")
+    # The bundle's template renders what others send, so it is this conversation that is too long for it.
+    if isinstance(error, UsageError | TemplateStopped):
         return Refused(400, str(error))
     if isinstance(error, NumericalError):
         text = "there is no answer: the model gave NaN or infinity, or the options left no token to choose from"

@@ -33,7 +33,7 @@ class Counter:
 
     def lines(self) -> list[str]:
         """The metric as text."""
-        return render(self.name, "counter", self.about, ((dict(key), value) for key, value in self._values.items()))
+        return _render(self.name, "counter", self.about, ((dict(key), value) for key, value in self._values.items()))
 
 
 class Histogram:
@@ -96,11 +96,11 @@ class Metrics:
         counted = (self.requests, self.seconds, self.tokens_in, self.tokens_out, self.numerical_errors)
         lines = [line for metric in counted for line in metric.lines()]
         for name, about, values in gauges:
-            lines += render(name, "gauge", about, (({"model": model}, value) for model, value in values.items()))
+            lines += _render(name, "gauge", about, (({"model": model}, value) for model, value in values.items()))
         return "\n".join([*lines, ""])
 
 
-def render(name: str, kind: str, about: str, values: Iterable[tuple[Labels, int]]) -> list[str]:
+def _render(name: str, kind: str, about: str, values: Iterable[tuple[Labels, int]]) -> list[str]:
     """One metric as text."""
     return [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *(f"{name}{_shown(labels)} {v}" for labels, v in values)]
 

@@ -76,13 +76,12 @@ class Model:
         self._requests = 0
         self._lock = threading.Lock()
         self._warm(settings.timeout)
-        self._batcher: Batcher | None = None
-        self._scheduler: Scheduler | None = None
+        self._queue: Scheduler | Batcher
         if isinstance(self.pipe, TextGenerationPipeline):
-            self._scheduler = Scheduler(self.pipe.generator.decoder, settings.slots)
-            self._generator = SlotGenerator(self.pipe.generator, self._scheduler)
+            self._queue = Scheduler(self.pipe.generator.decoder, settings.slots)
+            self._generator = SlotGenerator(self.pipe.generator, self._queue)
         else:
-            self._batcher = Batcher(self.pipe)
+            self._queue = Batcher(self.pipe)
 
     @property
     def task(self) -> str:
@@ -97,19 +96,18 @@ class Model:
     @property
     def waiting(self) -> int:
         """Rows or inputs that wait for their turn."""
-        return (self._scheduler or self._batcher).waiting  # type: ignore[union-attr]  # it has one of the two
+        return self._queue.waiting
 
     @property
     def running(self) -> int:
         """Rows or inputs of the run under way."""
-        return (self._scheduler or self._batcher).running  # type: ignore[union-attr]
+        return self._queue.running
 
     def view(self, call: Call) -> Any:
         """Return the pipeline as one request sees it: its runs are shared with others, and end with its ``call``."""
-        if self._batcher is None:
-            return view(self.pipe, generator=self._generator.counting(call))
-        batcher = self._batcher
-        return view(self.pipe, answer=lambda items, options: batcher.answer(call, items, options))
+        if isinstance(queue := self._queue, Batcher):
+            return view(self.pipe, answer=lambda items, options: queue.answer(call, items, options))
+        return view(self.pipe, generator=self._generator.counting(call))
 
     def admit(self) -> None:
         """Count a request in.

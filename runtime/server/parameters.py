@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import UsageError, unknown_word
@@ -59,21 +59,20 @@ class Parameters:
     include_usage: bool
 
 
-def read_parameters(body: Mapping[str, Any], own: Sequence[str], what: str) -> Parameters:
+def read_parameters(body: Mapping[str, Any], *, chat: bool) -> Parameters:
     """Read a request for completions.
 
     Args:
         body: its JSON.
-        own: the parameters that hold the prompt.
-        what: its name in messages.
+        chat: it continues messages, not a text.
 
     Raises:
         Refused: 400, naming the parameter that is unknown, wrong, or not there.
     """
     asked = {name: value for name, value in body.items() if value is not None}
+    own = ("messages", "chat_template_kwargs", "top_logprobs") if chat else ("prompt",)
     known = [*own, "model", "stream", "stream_options", "logprobs", *_OPTIONS, *_WITHOUT_EFFECT]
-    if what.startswith("chat"):
-        known.append("top_logprobs")
+    what = "chat completions" if chat else "completions"
     for name, value in asked.items():
         if name in _NOTHING_ASKED:
             if not any(type(value) is type(free) and value == free for free in _NOTHING_ASKED[name]):
@@ -86,9 +85,8 @@ def read_parameters(body: Mapping[str, Any], own: Sequence[str], what: str) -> P
         raise Refused(
             400, 'stream_options goes with "stream": true and may have include_usage alone', param="stream_options"
         )
-    return Parameters(
-        _options(asked), _logprobs(asked, what), stream, stream and read_switch(streamed, "include_usage")
-    )
+    logprobs = _chat_logprobs(asked) if chat else _text_logprobs(asked)
+    return Parameters(_options(asked), logprobs, stream, stream and read_switch(streamed, "include_usage"))
 
 
 def read_switch(body: Mapping[str, Any], name: str) -> bool:
@@ -129,13 +127,16 @@ def _options(asked: Mapping[str, Any]) -> dict[str, Any]:
     return options
 
 
-def _logprobs(asked: Mapping[str, Any], what: str) -> int | None:
-    """How many likeliest tokens: completions say it in one parameter, chat in two."""
-    if not what.startswith("chat"):
-        found: int | None = asked.get("logprobs")
-        if found is not None and isinstance(found, bool):
-            raise Refused(400, f"logprobs is {found}; expected how many likeliest tokens to give", param="logprobs")
-        return found
+def _text_logprobs(asked: Mapping[str, Any]) -> int | None:
+    """How many likeliest tokens; the generator checks the number."""
+    found: int | None = asked.get("logprobs")
+    if isinstance(found, bool):
+        raise Refused(400, f"logprobs is {found}; expected how many likeliest tokens to give", param="logprobs")
+    return found
+
+
+def _chat_logprobs(asked: Mapping[str, Any]) -> int | None:
+    """How many likeliest tokens, which chat says in two parameters; the generator checks the number."""
     wanted, count = read_switch(asked, "logprobs"), asked.get("top_logprobs")
     if count is not None and not wanted:
         raise Refused(400, 'top_logprobs goes with "logprobs": true', param="top_logprobs")

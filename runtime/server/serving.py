@@ -68,7 +68,6 @@ class Serving:
         Raises:
             PinnaceError: a bundle cannot be opened.
         """
-        self._address = self.address
         asyncio.run(self._serve())
         if self._problem is not None:
             raise self._problem
@@ -102,7 +101,7 @@ class Serving:
     def _begin(self, models: dict[str, Model]) -> None:
         if not self._asked:
             self.service.open(models)
-            self._ready(self._address)
+            self._ready(self.address)
 
     def _refuse(self, problem: BaseException) -> None:
         self._problem = problem

@@ -1,44 +1,31 @@
-"""Requests at work together in a service: results as alone, and none that is hurt by another's end, error or delay."""
+"""Generations of many requests at work together: each row as alone, and none that is hurt by another's end or error."""
 
 from __future__ import annotations
 
-import contextlib
-import json
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pinnace.errors import BundleError, DeadlineExceeded, InputError, MachineError
+from pinnace.errors import DeadlineExceeded, InputError, MachineError
 from pinnace.runtime.generation import Generator
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.server.batcher import Batcher
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.slot_generator import SlotGenerator
 from pinnace.runtime.server.work import Call
 from pinnace.runtime.slots import Slots
-from tests.conftest import same
 from tests.generation_bundles import LENGTH, MakeBundle, Opened, decoder_of, opened, prompts
-from tests.serving import PATIENCE, Served, served, with_words
-from tests.test_generation_limits import endless_bundle, poisoned
-from tests.test_serve import TEXT, Start, start
-from tests.test_session import endless
-from tests.tiny_bundle import make_bundle
+from tests.serving import ON, PATIENCE, TEXT, Served, served
 
-__all__ = ["decoder_of", "endless_bundle", "opened", "start"]
+__all__ = ["decoder_of", "opened"]
+
 
 TEXTS = [
     "river (noun):", "glass (noun): a brittle", "slowly (adv):", "falcon (noun):", "boat", "a", "ship (noun):",
     "pier (noun): a platform", "the word galley means a ship that is moved by", "to run:", "Example:", "oar",
 ]  # fmt: skip
-ON: dict[str, Any] = {"logit_bias": {"2": -1000}}  # no end token
-WORDS = ["a", "b", "loop"]
-VECTORS = "/v1/pipelines/slow"
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +85,19 @@ def test_seeded_samples_of_many_requests_are_as_alone(service: Served) -> None:
     assert got == [[record["generated_text"] for record in records] for records in alone]
 
 
+def test_texts_that_the_bundle_asks_for_are_choices_of_their_own(
+    service: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    generator = service.serving.service.models["lm"]._generator
+    monkeypatch.setattr(generator, "config", generator.config.merged(num_return_sequences=2, do_sample=True))
+    asked: dict[str, Any] = {"model": "lm", "prompt": TEXTS[:2], "max_tokens": 5, "seed": 1, **ON}
+    choices = service.client.good(TEXT, **asked)["choices"]
+    assert [choice["index"] for choice in choices] == [0, 1, 2, 3]
+    three = service.client.good(TEXT, n=3, **asked)["choices"]
+    assert [choice["index"] for choice in three] == [*range(6)] and three[0] == choices[0]
+    assert "temperature above 0" in service.client.refused(400, TEXT, temperature=0, **asked)["message"]
+
+
 def test_a_client_that_leaves_frees_its_row(service: Served) -> None:
     client = service.client
     before = client.metric("pinnace_requests_total", route=TEXT, status="499")
@@ -125,114 +125,6 @@ def test_after_a_hundred_aborted_streams_the_next_answer_is_good(service: Served
     assert client.good(TEXT, model="lm", prompt="river (noun):", max_tokens=20)["choices"] == want
     client.wait(lambda: client.metric("pinnace_requests_in_flight", model="lm") == 0)
     assert not service.faults
-
-
-def test_a_stream_whose_time_is_over_ends_with_an_error(
-    decoder_of: MakeBundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    step = Slots.step
-
-    def slow(self: Slots) -> Iterator[Any]:
-        time.sleep(0.02)
-        return step(self)
-
-    with served({"lm": decoder_of("apertus-ort")}, timeout=2.0) as made:
-        monkeypatch.setattr(Slots, "step", slow)
-        events = made.client.events(TEXT, prompt="a", max_tokens=1900, **ON)
-        assert events[-1]["error"]["code"] == "timeout" and len(events) > 1  # and no [DONE]
-        assert made.client.refused(504, TEXT, prompt="a", max_tokens=1900, **ON)["code"] == "timeout"
-        made.client.wait(lambda: made.client.metric("pinnace_running_rows") == 0)
-        assert made.client.good(TEXT, prompt="a", max_tokens=1)
-
-
-@pytest.fixture
-def runaway(endless_bundle: Path, tmp_path: Path) -> dict[str, Path]:
-    """A decoder and an encoder that never answer ``loop``."""
-    encoder = make_bundle(tmp_path / "slow", change_graph=endless, golden=False)
-    return {"lm": with_words(endless_bundle, WORDS), "slow": with_words(encoder, WORDS)}
-
-
-def test_endless_runs_are_stopped_and_the_next_request_is_answered(runaway: dict[str, Path]) -> None:
-    with served(runaway, timeout=2.0) as made:
-        client = made.client
-        loop = {"model": "lm", "prompt": [2], "max_tokens": 4}
-        asked: list[tuple[str, dict[str, Any], dict[str, Any]]] = [
-            (TEXT, loop, {**loop, "prompt": [0]}),
-            ("/v1/pipelines/slow", {"inputs": "loop"}, {"inputs": "a a"}),
-        ]
-        for path, bad, good in asked:
-            want = client.good(path, **good)
-            assert client.refused(504, path, **bad)["message"].startswith("the request was stopped after 2 s")
-            with client.begin(path, **bad):
-                client.wait(lambda: client.metric("pinnace_running_rows") == 1)
-            client.wait(lambda: client.metric("pinnace_requests_in_flight") == 0)
-            got = client.good(path, **good)
-            assert got.get("choices") == want.get("choices") if isinstance(got, dict) else got == want
-
-
-def test_more_requests_than_may_be_are_sent_away(runaway: dict[str, Path]) -> None:
-    with served(runaway, max_concurrent=2) as made:
-        client = made.client
-        with client.begin(VECTORS, inputs="loop"), client.begin(VECTORS, inputs="loop"):
-            client.wait(lambda: client.metric("pinnace_requests_in_flight", model="slow") == 2)
-            status, headers, answer = client.request("POST", VECTORS, {"inputs": "a"})
-            assert (status, headers["retry-after"]) == (429, "1")
-            assert json.loads(answer)["error"]["type"] == "rate_limit_error"
-            assert client.good(TEXT, model="lm", prompt=[0], max_tokens=1)  # another model has its own queue
-        client.wait(lambda: client.metric("pinnace_requests_in_flight", model="slow") == 0)
-        assert client.good(VECTORS, inputs="a")
-
-
-def test_the_end_does_not_wait_for_what_does_not_end(start: Start, runaway: dict[str, Path]) -> None:
-    child, client = start(*map(str, runaway.values()), "--grace", "300ms")
-    answers: list[Any] = []
-    asking = threading.Thread(target=lambda: answers.append(client.post(VECTORS, inputs="loop")))
-    asking.start()
-    client.wait(lambda: client.metric("pinnace_running_rows") == 1)
-    child.send_signal(signal.SIGTERM)
-    asking.join(PATIENCE)
-    assert answers[0][0] == 503 and answers[0][1]["error"]["code"] == "ending"
-    child.communicate(timeout=PATIENCE)
-    assert child.returncode == 0
-
-
-def test_a_model_without_numbers_fails_the_request_alone(tmp_path: Path) -> None:
-    with served({"lm": with_words(poisoned(tmp_path / "b", at=2), WORDS)}) as made:
-        client = made.client
-        want = client.good(TEXT, prompt=[[0]], max_tokens=4)["choices"]
-        error = client.refused(500, TEXT, prompt=[[0], [2]], max_tokens=4)
-        assert (error["code"], error["type"]) == ("numerical_error", "server_error")
-        assert str(tmp_path) not in error["message"]
-        assert client.metric("pinnace_numerical_errors_total", model="lm") == 1
-        *_, last = client.events(TEXT, prompt=[[0], [2]], max_tokens=4)
-        assert last["error"]["code"] == "numerical_error"
-        assert client.refused(500, "/v1/pipelines/lm", inputs="loop")["code"] == "numerical_error"
-        assert client.metric("pinnace_numerical_errors_total", model="lm") == 3 == len(made.faults)
-        assert client.good(TEXT, prompt=[[0]], max_tokens=4)["choices"] == want
-
-
-@pytest.mark.parametrize(
-    ("error", "status", "code"),
-    [
-        (MachineError("no memory"), 503, "machine"),
-        (BundleError("/secret"), 500, "internal_error"),
-        (KeyError("secret"), 500, "internal_error"),
-    ],
-)
-def test_what_goes_wrong_inside(
-    service: Served, monkeypatch: pytest.MonkeyPatch, error: Exception, status: int, code: str
-) -> None:
-    def fail(self: Slots) -> Iterator[Any]:
-        raise error
-
-    before = len(service.faults)
-    with monkeypatch.context() as patch:
-        patch.setattr(Slots, "step", fail)
-        got = service.client.refused(status, TEXT, model="lm", prompt="a", max_tokens=4)
-    assert got["code"] == code and "secret" not in got["message"]
-    assert len(service.faults) - before == (status == 500)
-    del service.faults[before:]
-    assert service.client.good(TEXT, model="lm", prompt="a", max_tokens=4)
 
 
 def shared(opened: Opened, name: str, slots: int = 8) -> tuple[Generator, SlotGenerator]:
@@ -360,93 +252,6 @@ def test_rows_wait_where_the_memory_is_short(
         asked = [pool.submit(together.generate, [row], max_new_tokens=30) for row in rows]
         assert [one.result()[0][0].ids.tolist() for one in asked] == want
     assert max(widths) == 2
-
-
-class Gate:
-    """Holds a pipeline's first call until it is opened, and counts the inputs of each."""
-
-    def __init__(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sizes: list[int] = []
-        self.reached, self.opened = threading.Event(), threading.Event()
-        answer = type(pipe).answer
-
-        def watched(given: Any, items: Any, options: Any) -> Any:
-            self.sizes.append(len(items))
-            self.reached.set()
-            assert self.opened.wait(PATIENCE)
-            options.seconds_left()
-            return answer(given, items, options)
-
-        monkeypatch.setattr(type(pipe), "answer", watched)
-
-
-def behind(batcher: Batcher, count: int) -> None:
-    while batcher.waiting < count:
-        time.sleep(0.005)
-
-
-def test_what_waits_is_answered_together_and_as_alone(
-    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pipe = pipeline("fill-mask", bundle_of("tiny-mlm"), threads=1)
-    texts = [f"the {'plant ' * i}[MASK]" for i in range(6)]
-    want = [pipe(text) for text in texts]
-    two = pipe(texts[0], top_k=2)
-    gate, batcher = Gate(pipe, monkeypatch), Batcher(pipe)
-
-    def ask(call: Call, *given: str, **options: Any) -> list[Any]:
-        return batcher.answer(call, [pipe.check_input(one, "the input") for one in given], pipe._read_options(options))
-
-    calls = [Call() for _ in range(9)]
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(ask, calls[0], texts[0])
-        assert gate.reached.wait(PATIENCE)
-        asked: list[tuple[list[str], dict[str, Any]]] = [
-            ([texts[1]], {}), (texts[2:4], {}), ([texts[0]], {"top_k": 2}), (["no place"], {}), ([texts[4]], {}),
-        ]  # fmt: skip
-        rest, come = [], 0
-        for call, (given, options) in zip(calls[1:], asked, strict=False):
-            rest.append(pool.submit(ask, call, *given, **options))
-            behind(batcher, come := come + len(given))
-        gone = pool.submit(ask, calls[6], texts[5])
-        behind(batcher, come + 1)
-        calls[6].cancel()
-        with pytest.raises(DeadlineExceeded, match="cancelled"):
-            gone.result(PATIENCE)
-        gate.opened.set()
-        assert same(first.result(PATIENCE), [want[0]])
-        assert same(rest[0].result(PATIENCE), [want[1]]) and same(rest[1].result(PATIENCE), want[2:4])
-        assert same(rest[2].result(PATIENCE), [two]) and same(rest[4].result(PATIENCE), [want[4]])
-        with pytest.raises(InputError, match=r"\[MASK\]") as alone:
-            rest[3].result(PATIENCE)
-    with pytest.raises(InputError) as said:
-        pipe("no place")
-    assert str(alone.value) == str(said.value)
-    # One; then all with equal options, which fail together and are answered each by itself; then the other options.
-    assert gate.sizes[:7] == [1, 5, 1, 2, 1, 1, 1]
-    assert batcher.waiting == 0 and calls[1].tokens_in > 0
-
-
-def test_a_run_ends_when_nobody_waits_for_it(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    pipe = pipeline("embed", bundle_of("tiny-embed"), threads=1)
-    want = pipe("good")
-    gate, batcher = Gate(pipe, monkeypatch), Batcher(pipe)
-    calls = [Call() for _ in range(4)]
-    options = pipe._read_options({})
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(batcher.answer, calls[0], ["first"], options)]
-        assert gate.reached.wait(PATIENCE)
-        for count in (1, 2):
-            asked.append(pool.submit(batcher.answer, calls[count], ["good"], options))
-            behind(batcher, count)
-        calls[0].cancel()  # the only one of its run
-        with pytest.raises(DeadlineExceeded):
-            asked[0].result(PATIENCE)
-        gate.opened.set()
-        calls[1].cancel()  # its mate goes on
-        with contextlib.suppress(DeadlineExceeded):
-            asked[1].result(PATIENCE)
-        assert same(asked[2].result(PATIENCE), [want])
 
 
 def test_one_request_asks_for_so_many_rows(opened: Opened) -> None:
