@@ -41,7 +41,7 @@ def read_data(path: str | Path, plan: Plan) -> Examples:
         InputError: what is not an example of the bundle's task, with its line.
     """
     examples = read_examples(Path(path), plan.settings.task)
-    variants = list(_judged(plan.candidates))
+    variants = list(_variants(plan.candidates))
     if not variants:
         raise UsageError("--data judges variants on the CPU, and none is measured there; add cpu to --device")
     for candidate in variants:
@@ -54,12 +54,12 @@ def read_data(path: str | Path, plan: Plan) -> Examples:
 
 def judged(plan: Plan, examples: Examples, progress: Callable[[str], None]) -> Judged:
     """Measure the task's metric of every variant; threads do not change it, so each is judged once."""
-    from pinnace.quantize.evaluate import Judge
+    from pinnace.quantize.evaluate import Judge  # opens onnxruntime here, which nothing needs before the clock stops
 
     judges: dict[Path, Judge] = {}
     known: dict[tuple[Path, str], Evaluation] = {}
     found: dict[str, Evaluation] = {}
-    for candidate in _judged(plan.candidates):
+    for candidate in _variants(plan.candidates):
         bundle, precision = candidate.bundle, candidate.precision
         if bundle.path not in judges:
             progress(f"judging {bundle.path.name} on {len(examples)} examples")
@@ -71,5 +71,5 @@ def judged(plan: Plan, examples: Examples, progress: Callable[[str], None]) -> J
     return Judged(f"{len(examples):,} {kind} examples of {examples.source}", found)
 
 
-def _judged(candidates: Iterable[CandidatePlan]) -> Iterable[CandidatePlan]:
+def _variants(candidates: Iterable[CandidatePlan]) -> Iterable[CandidatePlan]:
     return (candidate for candidate in candidates if is_own(candidate) and candidate.device == CPU)
