@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -325,6 +328,15 @@ def test_the_doctor_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None
 )
 def test_known_hazards(installed: dict[str, str], levels: list[str]) -> None:
     assert [finding.level for finding in doctor.hazards_of(installed)] == levels
+
+
+def test_installed_builds_are_found_without_asking_for_metadata() -> None:
+    """What a start reads off folders is what the metadata say; and a start does not import these."""
+    builds = (ort.CPU_PACKAGE, ort.GPU_PACKAGE)
+    known = {found.name: found.version for found in importlib.metadata.distributions() if found.name in builds}
+    assert ort.package_versions() == known != {}
+    code = "import sys, pinnace.runtime.ort; print('importlib.metadata' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 
 def test_the_doctor_sees_clashes_threads_and_no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
