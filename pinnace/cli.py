@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _unexpected(error, console)
 
 
+_AGAIN_SECONDS: Final = 1.0
+
+
 class _TerminatedError(BaseException):
     """The process was asked to end (SIGTERM): whatever is open is closed on the way out."""
 
@@ -75,13 +78,27 @@ def _ending_tidily() -> Iterator[None]:
         return
 
     def end(_number: int, _frame: Any) -> None:
+        if _is_ending(sys.exception()):
+            return
+        # What is raised within a callback of the interpreter, after a fork say, is dropped there: then ask again.
+        signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
         raise _TerminatedError
 
+    alarm = signal.signal(signal.SIGALRM, end)
     signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, alarm)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _is_ending(handled: BaseException | None) -> bool:
+    """Whether a termination is on its way out, so that what is being closed must not be disturbed."""
+    while handled is not None and not isinstance(handled, _TerminatedError):
+        handled = handled.__context__
+    return handled is not None
 
 
 def _dispatch(words: list[str], console: Console) -> int:

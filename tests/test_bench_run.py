@@ -207,6 +207,32 @@ def test_arrivals_wait_for_each_other() -> None:
     assert not together["stopped"]
 
 
+def test_a_termination_that_the_interpreter_drops_comes_again() -> None:
+    """What a signal raises within a weak reference's callback goes no further than that."""
+    code = """if True:
+        import os, signal, time, weakref
+        from pinnace.cli import _ending_tidily
+
+        class Thing: ...
+
+        def gone(_):
+            os.kill(os.getpid(), signal.SIGTERM)
+            for _ in range(1000): pass
+
+        thing = Thing()
+        watched = weakref.ref(thing, gone)
+        try:
+            with _ending_tidily():
+                del thing
+                print("went on", flush=True)
+                time.sleep(60)
+        except BaseException as error:
+            print(type(error).__name__)
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
+    assert done.stdout.split("\n")[:2] == ["went on", "_TerminatedError"], done.stderr
+
+
 def test_a_run_that_is_terminated_leaves_nothing_behind(bundle_of: BundleOf, tmp_path: Path) -> None:
     """As a container ends: no temporary folder stays, and no measured process."""
     words = [sys.executable, "-m", "pinnace", "bench", str(bundle_of("tiny-embed")), "--rounds", "100000", "-q"]
