@@ -27,6 +27,7 @@ EXACT_INT8_DOT: Final = "exact-int8-dot"  # a variant's need: sums of int8 produ
 PAST: Final = "past_key_values"
 PRESENT: Final = "present"
 PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
+REFERENCE: Final = "fp32"  # the precision that the others are made from and compared with
 TARGETS: Final = ("ort", "onnx")
 # Layout -> precision -> name of the graph's file; the hub's names are those of transformers.js.
 GRAPH_NAMES: Final[Mapping[str, Mapping[str, str]]] = types.MappingProxyType(

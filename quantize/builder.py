@@ -21,7 +21,6 @@ from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes
 from pinnace.quantize.resume import Kept, resuming
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.search import Attempt, satisfy
-from pinnace.quantize.variant import REFERENCE
 from pinnace.quantize.workshop import Progress, Workshop
 from pinnace.runtime import speeds
 from pinnace.runtime.bundle import Bundle
@@ -29,7 +28,7 @@ from pinnace.runtime.cpu import Cpu, read_cpu
 from pinnace.runtime.golden import read_golden
 from pinnace.runtime.session import Session
 from pinnace.runtime.verify import read_certificate
-from pinnace.spec import CERTIFICATE_NAME, CHOSEN_BY_AUTO, GOLDEN_NAME, MANIFEST_NAME, golden_name
+from pinnace.spec import CERTIFICATE_NAME, CHOSEN_BY_AUTO, GOLDEN_NAME, MANIFEST_NAME, REFERENCE, golden_name
 
 TOKENIZER_NAME: Final = "tokenizer.json"
 CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes

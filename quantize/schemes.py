@@ -74,7 +74,7 @@ class Scheme:
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
-        tied = self._tied(graph, block) & chosen
+        tied = self._tied(graph, tables, block) & chosen
         return Recipe(
             groups={g: self.way if chosen.issuperset(names) else KEEP for g, names in groups.items()},
             tables={t: TIED if t in tied else self.table if t in chosen else KEEP for t in tables},
@@ -86,11 +86,10 @@ class Scheme:
             half=self.way == HALF,
         )
 
-    def _tied(self, graph: ir.Graph, block: int) -> frozenset[str]:
+    def _tied(self, graph: ir.Graph, tables: Collection[str], block: int) -> frozenset[str]:
         """Tables whose rows can be gathered from what is stored of the projection that has the same weight."""
         if self.way in (HALF, *QDQ):
             return frozenset()
-        tables = {table.name for table in find_tables(graph)}
         found = (p for p in find_projections(graph) if p.name in tables and p.transposed)
         blocks = not BITS.keys().isdisjoint((self.way, *self.relief))
         return frozenset(p.name for p in found if not blocks or shares_bytes(p.inputs, block))

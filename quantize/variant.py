@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import onnx_ir as ir
 
@@ -13,9 +13,7 @@ from pinnace.quantize.observed import Observed
 from pinnace.quantize.recipe import QDQ, Recipe, apply, load_graph
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
-from pinnace.spec import EXACT_INT8_DOT, GRAPH_NAMES, Variant
-
-REFERENCE: Final = "fp32"
+from pinnace.spec import EXACT_INT8_DOT, GRAPH_NAMES, REFERENCE, Variant
 
 
 @dataclasses.dataclass(frozen=True)

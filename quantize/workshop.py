@@ -23,12 +23,12 @@ from pinnace.quantize.random_inputs import random_feeds
 from pinnace.quantize.recipe import Recipe, load_graph
 from pinnace.quantize.resume import Kept
 from pinnace.quantize.steps import Step
-from pinnace.quantize.variant import REFERENCE, Written, write_variant
+from pinnace.quantize.variant import Written, write_variant
 from pinnace.records import build
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu
 from pinnace.runtime.ort import plain_session, run_plain
-from pinnace.spec import FileFact, Variant, is_cached
+from pinnace.spec import REFERENCE, FileFact, Variant, is_cached
 
 Progress = Callable[[str], None]
 PROBE_FEEDS: Final = 12  # inputs on which one group's effect is measured

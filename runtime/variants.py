@@ -11,12 +11,11 @@ from pinnace.runtime import speeds
 from pinnace.runtime.cpu import Cpu, read_cpu
 from pinnace.runtime.needs import lacking
 from pinnace.runtime.verify import read_certificate
-from pinnace.spec import AUTO, CERTIFICATE_NAME, CHOSEN_BY_AUTO, Variant
+from pinnace.spec import AUTO, CERTIFICATE_NAME, CHOSEN_BY_AUTO, REFERENCE, Variant
 
 if TYPE_CHECKING:
     from pinnace.runtime.bundle import Bundle
 
-REFERENCE: Final = "fp32"
 HALF: Final = "fp16"
 # Ways of a recipe whose products are of integers: fast in batches. The others only shorten what is read.
 _INTEGER_WAYS: Final = frozenset({"fixed", "token"})

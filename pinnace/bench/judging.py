@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
 from pinnace.bench.plan import CandidatePlan, Plan
 from pinnace.bench.processes import is_own
@@ -13,11 +13,10 @@ from pinnace.bench.rounds import CPU
 from pinnace.compare import Evaluation
 from pinnace.errors import UsageError
 from pinnace.quantize.examples import Examples, read_examples
+from pinnace.spec import REFERENCE
 
 if TYPE_CHECKING:
     from pinnace.quantize.evaluate import Judge
-
-REFERENCE: Final = "fp32"
 
 
 @dataclasses.dataclass(frozen=True)
