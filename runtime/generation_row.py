@@ -110,10 +110,7 @@ class Row:
             return dataclasses.replace(self.end("error"), error=error)
 
     def _take(self, logits: Array) -> Token:
-        check_scores(logits)
-        scores = self._process([self.ids], logits[None])
-        chosen = greedy(scores) if self._source is None else sample(scores, [self._source])
-        token = int(chosen[0])
+        token = self._choose(logits)
         self._ids[self.length] = token
         self.length += 1
         text = "" if self._text is None else self._strings.feed(self._text.push(token))
@@ -122,6 +119,17 @@ class Row:
             text += self._rest()
         logprob, top = self._probabilities(logits, token) if self._logprobs is not None else (None, ())
         return Token(*self.place, token, text, logprob, top, self.reason)
+
+    def _choose(self, logits: Array) -> int:
+        given = logits[None]
+        scores = self._process([self.ids], given)
+        if self._source is None and scores is given:
+            # No option applies: the model's scores are looked at once, not three times, and the largest tells of NaN.
+            token = int(logits.argmax())
+            check_scores(logits[token : token + 1])
+            return token
+        check_scores(logits)
+        return int(greedy(scores)[0] if self._source is None else sample(scores, [self._source])[0])
 
     def end(self, reason: str) -> Token:
         """End the row from outside, with what it has."""

@@ -117,16 +117,13 @@ class SharedCache(Cache):
         if rows <= self._most_rows and capacity == self._capacity:
             return
         most = max(rows, self._most_rows)
-        old, shape = self._stores, (most, self.spec.heads, capacity, self.spec.head_size)
-        made = []
-        for place in range(self._tensors):
-            store = self._make(1, int(np.prod(shape)))[0]
-            if old:
-                array = store.read()
-                before = self._view(old[place].read())
-                array.reshape(shape)[: self.rows, :, : self._capacity] = before[: self.rows]
-                store.write(array)
-            made.append(store)
+        shape = (most, self.spec.heads, capacity, self.spec.head_size)
+        made = self._make(int(np.prod(shape)))
+        for old, new in zip(self._stores, made, strict=bool(self._stores)):
+            array = new.read()
+            before = self._view(old.read())
+            array.reshape(shape)[: self.rows, :, : self._capacity] = before[: self.rows]
+            new.write(array)
         self._stores, self._most_rows, self._capacity = made, most, capacity
         self.version += 1
 
@@ -247,5 +244,5 @@ class GrowingCache(Cache):
         size = rows * self.spec.heads * width * self.spec.head_size
         if size > self._sizes[which] or not self._sets[which]:
             blocks = rows * self.spec.heads * max(BLOCK, -(-width // BLOCK) * BLOCK) * self.spec.head_size
-            self._sets[which], self._sizes[which] = self._make(self._tensors, blocks), blocks
+            self._sets[which], self._sizes[which] = self._make(blocks), blocks
             self.version += 1

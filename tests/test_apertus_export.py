@@ -227,7 +227,7 @@ def test_the_graph_reads_as_the_model(trained: Exported) -> None:
     assert sum(len(t.raw_data) for t in inline) < 1000
     one = next(node for node in model.graph.node if node.op_type == "XIELU")
     assert one.name == "/model/layers.0/mlp/act_fn/XIELU"
-    assert {a.name for a in one.attribute} == {"alpha_p", "alpha_n", "beta", "eps"}
+    assert {a.name for a in one.attribute} == {"alpha_p", "alpha_n", "beta"}
     # The weights file is still a checkpoint, so it has them.
     assert "model.layers.3.mlp.act_fn.alpha_n" in read_header(trained.path / "model.safetensors")
 
@@ -310,14 +310,15 @@ def test_other_words_stay_errors() -> None:
 ALPHAS = [(0.8, 0.8), (0.3, 2.0), (3.1, 0.51)]
 
 
-def run_xielu(form: Any, x: Array, alpha_p: float, alpha_n: float) -> Array:
+def run_xielu(form: Any, x: Array, alpha_p: float, alpha_n: float, eps: float | None = -1e-6) -> Array:
     """Run the function alone; numbers as in the trained model."""
     function = form(23)
+    given = {} if eps is None else {"eps": eps}
     kind = ir.DataType.from_numpy(x.dtype)
     value = ir.Value(name="x", type=ir.TensorType(kind), shape=ir.Shape(["n"]))
     call = ir.node(
-        "XIELU", [value], domain=function.domain,
-        attributes={"alpha_p": alpha_p, "alpha_n": alpha_n, "beta": 0.5, "eps": -1e-6},
+        function.name, [value], domain=function.domain,
+        attributes={"alpha_p": alpha_p, "alpha_n": alpha_n, "beta": 0.5, **given},
     )  # fmt: skip
     call.outputs[0].name, call.outputs[0].type, call.outputs[0].shape = "y", value.type, value.shape
     graph = ir.Graph([value], call.outputs, nodes=[call], opset_imports={"": 23, function.domain: 1}, name="main")
@@ -326,10 +327,10 @@ def run_xielu(form: Any, x: Array, alpha_p: float, alpha_n: float) -> Array:
     return np.asarray(session.run(None, {"x": x})[0])
 
 
-def true_xielu(x: Array, a: float, b: float) -> npt.NDArray[np.float64]:
+def true_xielu(x: Array, a: float, b: float, eps: float = -1e-6) -> npt.NDArray[np.float64]:
     x = x.astype(np.float64)
     a, b = (float(np.float32(number)) for number in (a, b))  # as the graph holds them
-    return np.where(x > 0, a * x * x + 0.5 * x, (np.expm1(np.minimum(x, -1e-6)) - x) * b + 0.5 * x)
+    return np.where(x > 0, a * x * x + 0.5 * x, (np.expm1(np.minimum(x, eps)) - x) * b + 0.5 * x)
 
 
 def steps_apart(one: Array, other: Array) -> Array:
@@ -355,12 +356,37 @@ def test_xielu_in_half_precision_is_right_to_the_last_place(a: float, b: float) 
     assert steps_apart(got, want)[finite].max() <= 1
 
 
-@pytest.mark.parametrize("form", [functions.xielu, functions.accurate_xielu])
+AROUND_ZERO = [0.0, -0.0, 1e-30, -1e-30, 1e-7, -1e-7, -9e-7, -2e-6, -0.1, -0.25, 1e18, -1e18]
+SINGLE = np.array([*np.linspace(-60, 60, 5001), *AROUND_ZERO], np.float32)
+
+
 @pytest.mark.parametrize(("a", "b"), ALPHAS)
-def test_xielu_in_single_precision(form: Any, a: float, b: float) -> None:
-    tiny = np.array([0.0, -0.0, 1e-30, -1e-30, 1e-7, -1e-7, -9e-7, -2e-6, 1e18, -1e18], np.float32)
-    x = np.concatenate([np.linspace(-60, 60, 5001, dtype=np.float32), tiny])
-    np.testing.assert_allclose(run_xielu(form, x, a, b), true_xielu(x, a, b), rtol=2e-6, atol=4e-7)
+def test_xielu_in_single_precision(a: float, b: float) -> None:
+    got = run_xielu(functions.xielu, SINGLE, a, b, eps=None)
+    np.testing.assert_allclose(got, true_xielu(SINGLE, a, b, eps=0.0), rtol=2e-6, atol=4e-7)
+    np.testing.assert_allclose(got, true_xielu(SINGLE, a, b), rtol=2e-6, atol=4e-7 + 1e-6 * b)
+
+
+@pytest.mark.parametrize("eps", [-1e-6, -0.2])
+@pytest.mark.parametrize("form", [functions.clamped_xielu, functions.accurate_xielu])
+@pytest.mark.parametrize(("a", "b"), ALPHAS)
+def test_xielu_with_its_eps(form: Any, a: float, b: float, eps: float) -> None:
+    np.testing.assert_allclose(run_xielu(form, SINGLE, a, b, eps), true_xielu(SINGLE, a, b, eps), rtol=2e-6, atol=4e-7)
+
+
+def test_one_layer_with_a_larger_eps_keeps_it(tmp_path: Path) -> None:
+    theirs, _ = pair("ApertusForCausalLM")
+    theirs.model.layers[0].mlp.act_fn.eps.fill_(-0.3)
+    theirs.save_pretrained(tmp_path / "checkpoint")
+    made = export(tmp_path / "checkpoint", output=tmp_path / "bundle", validate=False)
+    graph = onnx.load(made.path / "model.onnx", load_external_data=False)
+    assert sorted(function.name for function in graph.functions) == ["ClampedXIELU", "RotaryAngles", "XIELU"]
+    ids = np.random.default_rng(0).integers(4, 41, (1, 20))
+    given = {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(20)[None]}
+    got = run(made, {**given, **empty_past(made, 1)})
+    with torch.inference_mode():
+        want = theirs(input_ids=torch.from_numpy(ids)).logits[:, -1:]
+    np.testing.assert_allclose(got["logits"], want, rtol=0, atol=ATOL)
 
 
 # -- size --------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ import pytest
 from pinnace.errors import BundleError, InputError, MachineError, PinnaceError
 from pinnace.runtime import kvcache, kvcache_base
 from pinnace.runtime.kvcache import make_cache
-from pinnace.runtime.kvcache_base import Cache, Store
+from pinnace.runtime.kvcache_base import Cache, Store, make_stores
 from pinnace.runtime.ort import onnxruntime
 from pinnace.runtime.prefix import Prefix
 from pinnace.spec import CacheSpec
@@ -40,8 +40,8 @@ def _small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 class DeviceStore(Store):
     """A buffer as on a device: its numbers are seen only through copies."""
 
-    def __init__(self, size: int, dtype: str, device: str) -> None:
-        super().__init__(size, dtype, device)
+    def __init__(self, size: int, dtype: str, device: str, array: Array | None = None) -> None:
+        super().__init__(size, dtype, device, array)
         self._array = None
         self._value = onnxruntime.OrtValue.ortvalue_from_shape_and_type([size], np.dtype(dtype).type, "cpu", 0)
         self._value.update_inplace(np.zeros(size, dtype))
@@ -108,6 +108,17 @@ def test_the_models_limit_is_named(kind: str) -> None:
 def test_too_large_buffers_are_an_error_of_the_machine() -> None:
     with pytest.raises(MachineError, match="not enough memory"):
         Store(1 << 60, "float32", "cpu")
+    with pytest.raises(MachineError, match="not enough memory for 18,446,744,073,710 MB"):
+        make_stores(4, 1 << 60, "float32", "cpu")
+
+
+def test_buffers_of_the_layers_lie_in_one_piece() -> None:
+    """So that a small layer's keys lie in the large pages that numpy asks for."""
+    stores = make_stores(3, 37, "float32", "cpu")
+    assert [store.address - stores[0].address for store in stores] == [0, 256, 512]
+    for number, store in enumerate(stores):
+        store.read()[:] = number
+    assert [store.read().tolist() for store in stores] == [[0] * 37, [1] * 37, [2] * 37]
 
 
 @pytest.mark.parametrize("name", ["ort", "onnx", "static", "ort-all", "onnx-all", "static-all"])
