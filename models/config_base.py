@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Final
 
 from pinnace.errors import ConfigError
-from pinnace.models.config_fields import FieldFacts, check, fields_of, nearest, setting, size, wrong
+from pinnace.models.config_fields import FieldFacts, check, did_you_mean, fields_of, setting, size, wrong
 from pinnace.models.config_keys import FIXED, GENERATION, KEPT, NEVER_ACTED_ON
 from pinnace.models.config_labels import (
     PROBLEM_TYPES,
@@ -177,7 +177,7 @@ class ConfigBase:
     def __getattr__(self, name: str) -> Any:
         if name in type(self).attribute_map:
             return getattr(self, type(self).attribute_map[name])
-        raise AttributeError(f"{type(self).__name__} has no key {name!r}{nearest(name, fields_of(type(self)))}")
+        raise AttributeError(f"{type(self).__name__} has no key {name!r}{did_you_mean(name, fields_of(type(self)))}")
 
     def __eq__(self, other: object) -> bool:
         return type(self) is type(other) and self.__dict__ == other.__dict__
@@ -245,7 +245,7 @@ class ConfigBase:
         if name in NEVER_ACTED_ON:
             return ConfigError(f"{self._owner}: {name} is never acted on, so it cannot be set")
         known = [*fields_of(type(self)), *self.attribute_map, *self.kept, "num_labels", "name_or_path"]
-        hint = nearest(str(name), known)
+        hint = did_you_mean(str(name), known)
         if not self.model_type:
             hint += "; the class of the architecture, or AutoConfig, knows more keys"
         return ConfigError(f"{self._owner}: unknown key {name!r}{hint}")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import difflib
 import functools
 import reprlib
 import types
@@ -12,7 +11,7 @@ import typing
 from collections.abc import Collection, Iterable
 from typing import Any, Final
 
-from pinnace.errors import ConfigError
+from pinnace.errors import ConfigError, nearest_word
 
 RULE_KEY: Final = "rule"
 LARGEST_SIZE: Final = 2**31 - 1
@@ -32,7 +31,7 @@ class Rule:
     def broken_by(self, value: Any) -> str:
         """Return what was expected where ``value`` breaks the rule, else an empty string. NaN breaks every limit."""
         if self.one_of and isinstance(value, str) and value not in self.one_of:
-            return f"one of {', '.join(self.one_of)}{nearest(value, self.one_of)}"
+            return f"one of {', '.join(self.one_of)}{did_you_mean(value, self.one_of)}"
         if isinstance(value, int | float):
             low, high = self.at_least, self.at_most
             if low is not None and high is not None and not low <= value <= high:
@@ -164,7 +163,7 @@ def wrong(owner: str, name: str, got: Any, expected: str) -> ConfigError:
     return ConfigError(f"{owner}: {name} is {_short.repr(got)} ({type(got).__name__}), expected {expected}")
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
+def did_you_mean(word: str, known: Iterable[str]) -> str:
     """Return `` (did you mean 'x'?)`` where a known word is near, else an empty string."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
-    return f" (did you mean {near[0]!r}?)" if near else ""
+    near = nearest_word(word, known, 0.6)
+    return f" (did you mean {near!r}?)" if near else ""

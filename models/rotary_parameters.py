@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import ConfigError
-from pinnace.models.config_fields import nearest, wrong
+from pinnace.models.config_fields import did_you_mean, wrong
 
 # Type of scaling -> the keys it needs and the keys it may have, beside rope_type and rope_theta.
 ROTARY_KEYS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = types.MappingProxyType(
@@ -81,13 +81,13 @@ def check_rotary(owner: str, parameters: Mapping[str, Any], head_size: int) -> N
     kind = parameters.get("rope_type")
     if kind not in ROTARY_KEYS:
         words = ", ".join(ROTARY_KEYS)
-        raise wrong(owner, "rope_parameters: rope_type", kind, f"one of {words}{nearest(str(kind), ROTARY_KEYS)}")
+        raise wrong(owner, "rope_parameters: rope_type", kind, f"one of {words}{did_you_mean(str(kind), ROTARY_KEYS)}")
     needed, optional = ROTARY_KEYS[str(kind)]
     known = {"rope_type", "rope_theta"} | needed | optional
     if missing := sorted((needed | {"rope_theta"}) - parameters.keys()):
         raise ConfigError(f"{owner}: rope_parameters of type {kind!r} lack {', '.join(missing)}")
     for key in parameters.keys() - known:
-        hint = nearest(str(key), known)
+        hint = did_you_mean(str(key), known)
         raise ConfigError(f"{owner}: rope_parameters of type {kind!r} have the unknown key {key!r}{hint}")
     for key, value in parameters.items():
         _check_number(owner, key, value, optional=key in optional)

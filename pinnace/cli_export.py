@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import shlex
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +11,7 @@ from pinnace.card import quality_cells
 from pinnace.cli_inputs import near_path, read_labels
 from pinnace.cli_output import Console
 from pinnace.cli_progress import stages
-from pinnace.errors import CheckpointError, UsageError
+from pinnace.errors import CheckpointError, UsageError, nearest_word
 from pinnace.forms import FORMS
 from pinnace.models.registry import ARCHS
 from pinnace.units import in_bytes
@@ -70,8 +69,8 @@ def near_model(model: str) -> str:
     """A hint at the catalog name or folder that is most like a word which named no model; empty where none is."""
     if model in ARCHS or Path(model).exists():
         return ""
-    if near := difflib.get_close_matches(model, ARCHS, n=1, cutoff=0.6):
-        return f"\n  Did you mean the catalog name {near[0]!r}?"
+    if near := nearest_word(model, ARCHS, 0.6):
+        return f"\n  Did you mean the catalog name {near!r}?"
     return near_path(model).replace(". Did", "\n  Did", 1)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import difflib
 import json
 import os
 import stat
@@ -13,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from pinnace.errors import InputError, UsageError, unknown_word
+from pinnace.errors import InputError, UsageError, nearest_word, unknown_word
 from pinnace.forms import FORMS, Form
 
 MAX_LINE_BYTES: Final = 64 << 20
@@ -185,8 +184,8 @@ def near_path(path: str) -> str:
         names: Sequence[str] = sorted(entry.name for entry in parent.iterdir())
     except OSError:
         return ""
-    near = difflib.get_close_matches(Path(path).name, names, n=1, cutoff=0.6)
-    return f". Did you mean {Path(path).parent / near[0]}?" if near and near[0] != Path(path).name else ""
+    near = nearest_word(Path(path).name, names, 0.6)
+    return f". Did you mean {Path(path).parent / near}?" if near and near != Path(path).name else ""
 
 
 def _decoded(raw: bytes, place: str) -> str:

@@ -5,7 +5,6 @@ Each class carries the exit code of the command line, so that the two never disa
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable
 from typing import Any
 
@@ -89,6 +88,19 @@ def unknown_word(kind: str, got: str, choices: Iterable[str]) -> UsageError:
         choices: every valid word.
     """
     known = sorted(choices)
-    near = difflib.get_close_matches(got, known, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    near = nearest_word(got, known)
+    hint = f" Did you mean {near!r}?" if near else ""
     return UsageError(f"unknown {kind} {got!r}.{hint}\n  known: {', '.join(known)}")
+
+
+def nearest_word(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
+    """Return the known word that is most like one which was not found; None where none is.
+
+    Args:
+        word: as the user wrote it.
+        known: what it could have been.
+        cutoff: how like it must be, from 0 to 1.
+    """
+    import difflib  # for texts of errors alone; it takes 2 ms
+
+    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import BundleError, unknown_word
-from pinnace.runtime import hygiene, integrity, verdicts
+from pinnace.errors import BundleError, nearest_word, unknown_word
+from pinnace.runtime import integrity, verdicts
 from pinnace.spec import AUTO, MANIFEST_NAME, PRECISIONS, Manifest, Variant
 
 MAX_JSON_BYTES: Final = 16 << 20
@@ -124,6 +123,8 @@ class Bundle:
                     raise BundleError(f"{MANIFEST_NAME}: variant {precision} uses {name}, which is not among the files")
 
     def _check_contents(self) -> None:
+        from pinnace.runtime import hygiene  # 15 ms, which a start whose verdict is remembered does not need
+
         integrity.check_hashes(self.path, self.manifest.files)
         for variant in self.manifest.variants.values():
             hygiene.check_graph(self.path, variant.graph, self.manifest.files)
@@ -149,11 +150,9 @@ def _read_text(path: Path) -> str:
 def _no_folder(folder: Path) -> str:
     if folder.exists():
         return f"{folder} is a file; expected a bundle's folder, the one with {MANIFEST_NAME} in it"
-    near: list[str] = []
-    if folder.parent.is_dir():
-        siblings = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()]
-        near = difflib.get_close_matches(folder.name, siblings, n=1, cutoff=0.5)
-    hint = f" Did you mean {folder.parent / near[0]}?" if near else ""
+    siblings = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
+    near = nearest_word(folder.name, siblings)
+    hint = f" Did you mean {folder.parent / near}?" if near else ""
     return f"there is no folder {folder}.{hint} Make a bundle with: pinnace export MODEL --task TASK -o {folder.name}"
 
 

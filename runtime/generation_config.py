@@ -7,13 +7,12 @@ Source: the documented fields of ``GenerationConfig`` (transformers 5); presence
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import BundleError, InputError, UsageError, unknown_word
+from pinnace.errors import BundleError, InputError, UsageError, nearest_word, unknown_word
 from pinnace.runtime.generation_fields import FIELDS, contradiction
 
 CONFIG_NAME: Final = "generation_config.json"
@@ -143,11 +142,9 @@ class GenerationConfig:
                         f"{file}: {name} is {str(value)[:80]!r}, which changes the result, and Pinnace does not have "
                         f"it.\n  Remove {name} from the file."
                     )
-            elif name not in _BOOKKEEPING:
+            elif name not in _BOOKKEEPING and (near := nearest_word(name, _DEFAULTS, 0.85)):
                 # Other programs' keys change nothing in transformers either; a misspelt option is meant to.
-                near = difflib.get_close_matches(name, _DEFAULTS, n=1, cutoff=0.85)
-                if near:
-                    raise BundleError(f"{file}: unknown option {name!r}. Did you mean {near[0]!r}?")
+                raise BundleError(f"{file}: unknown option {name!r}. Did you mean {near!r}?")
         try:
             return cls(**options)
         except UsageError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import types
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pinnace.errors import InputError
+from pinnace.errors import InputError, nearest_word
 from pinnace.spec import Limits, Manifest, TensorSpec
 
 Array = np.ndarray[Any, Any]
@@ -87,8 +86,8 @@ def example_inputs(manifest: Manifest, dtypes: Mapping[str, str]) -> dict[str, A
 def _check_names(specs: Mapping[str, TensorSpec], given: Mapping[str, Any]) -> None:
     for name in given:
         if name not in specs:
-            near = difflib.get_close_matches(str(name), specs, n=1, cutoff=0.5)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            near = nearest_word(str(name), specs)
+            hint = f" Did you mean {near!r}?" if near else ""
             raise InputError(f"the model has no input {name!r}.{hint}\n  its inputs: {', '.join(specs)}")
     if missing := [name for name in specs if name not in given]:
         shape = specs[missing[0]].shape

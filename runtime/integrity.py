@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -94,6 +92,8 @@ def check_hashes(folder: Path, files: Mapping[str, FileFact]) -> None:
     Raises:
         BundleError: the first file whose content differs, or that cannot be read.
     """
+    from concurrent.futures import ThreadPoolExecutor  # with logging 10 ms, which a remembered verdict saves
+
     # The largest first, so that no thread is left alone with it at the end. Hashing releases Python's lock.
     names = sorted(files, key=lambda name: (-files[name].bytes, name))
     with ThreadPoolExecutor(threads.granted_cores()) as pool:
@@ -112,6 +112,8 @@ def sha256_of(path: Path) -> str:
     Raises:
         BundleError: the file cannot be read.
     """
+    import hashlib  # 5 ms, for OpenSSL
+
     digest = hashlib.sha256()
     buffer = bytearray(READ_BYTES)
     try:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Final
 
 from pinnace.runtime.batching import default_token_budget
@@ -51,8 +52,7 @@ def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> P
     manifest = bundle.manifest
     threads = max(1, thread_count(arguments["threads"]) // replicas)
     # The session is opened in C++ and holds no lock of Python's, so the tokenizer is read meanwhile.
-    with ThreadPoolExecutor(1) as other:
-        reading = other.submit(load_tokenizer, bundle.path)
+    with _Reading(bundle.path) as reading:
         session = Session(
             bundle, arguments["precision"], device=arguments["device"], threads=threads,
             spin=arguments["spin"], memory_limit=arguments["memory_limit"],
@@ -67,3 +67,34 @@ def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> P
     budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
     footprint = Footprint.of(manifest, session.precision, config)
     return Parts(session, tokenizer, budget, longest, footprint)
+
+
+class _Reading(threading.Thread):
+    """A tokenizer that is being read. (``concurrent.futures`` brings logging and more: 10 ms of every start.)"""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(name="pinnace-tokenizer")
+        self._folder = folder
+        self._tokenizer: Tokenizer | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> _Reading:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.join()
+
+    def run(self) -> None:
+        """Read it."""
+        try:
+            self._tokenizer = load_tokenizer(self._folder)
+        except BaseException as error:  # raised again where it is asked for
+            self._error = error
+
+    def result(self) -> Tokenizer:
+        """Wait for the tokenizer."""
+        self.join()
+        if self._tokenizer is None:
+            raise self._error or RuntimeError("the thread ended early")
+        return self._tokenizer

@@ -11,12 +11,12 @@ import os
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
 from pinnace.errors import MachineError
+from pinnace.runtime.inputs import Array
 
 # Two distributions that install the same module; whichever came last has overwritten the other.
 CPU_PACKAGE: Final = "onnxruntime"
@@ -77,16 +77,14 @@ def plain_session(graph: Path) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
 
 
-def run_plain(
-    session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, npt.NDArray[Any]]
-) -> list[npt.NDArray[Any]]:
+def run_plain(session: onnxruntime.InferenceSession, names: Sequence[str], feeds: Mapping[str, Array]) -> list[Array]:
     """Run a plain session; fp32 keys and values are rounded where a graph takes fp16 ones."""
     halves = {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}
-    made: list[npt.NDArray[Any]] = session.run(list(names), as_halves(feeds, halves))
+    made: list[Array] = session.run(list(names), as_halves(feeds, halves))
     return made
 
 
-def as_halves(feeds: Mapping[str, npt.NDArray[Any]], names: Collection[str]) -> dict[str, npt.NDArray[Any]]:
+def as_halves(feeds: Mapping[str, Array], names: Collection[str]) -> dict[str, Array]:
     """The feeds, those of the given names in half precision."""
     return {name: array.astype(np.float16) if name in names else array for name, array in feeds.items()}
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import NumericalError, UsageError, unknown_word
-from pinnace.runtime import cores, hygiene, shared_threads, threads
+from pinnace.runtime import cores, shared_threads, threads
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.finite import check_finite
@@ -22,7 +22,6 @@ from pinnace.runtime.footprint import Footprint, check_memory_limit
 from pinnace.runtime.inputs import Array, check_inputs, example_inputs
 from pinnace.runtime.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
 from pinnace.runtime.needs import check_needs
-from pinnace.runtime.placement import profile_nodes
 from pinnace.spec import TensorSpec
 
 
@@ -186,6 +185,8 @@ class Session:
         Found by running the smallest input once under ONNX Runtime's profiler, in a session of its own; nodes that
         were folded into constants or fused into others do not appear, the fused ones do.
         """
+        from pinnace.runtime.placement import profile_nodes
+
         self._open()
         options = session_options(self.threads)
         with profile_nodes(options) as nodes:
@@ -215,6 +216,8 @@ class Session:
                 bundle = self._bundle or Bundle.open(self._settings["path"], verify=self._settings["verify"])
                 check_needs(self.precision, bundle.variant(self.precision), bundle.path.name)
                 if not bundle.verified:
+                    from pinnace.runtime import hygiene
+
                     graph = bundle.variant(self.precision).graph
                     hygiene.check_graph(bundle.path, graph, bundle.manifest.files)
                 if (limit := self._settings["memory_limit"]) is not None:

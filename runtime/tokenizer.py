@@ -8,13 +8,12 @@ from tokenizers.normalizers import BertNormalizer
 
 from pinnace.errors import BundleError
 from pinnace.runtime.bert_tokenizer import DEFAULT_TOKENS, BertTokenizer, open_source
-from pinnace.runtime.bert_tokenizer_legacy import BertTokenizerLegacy
 from pinnace.runtime.encoding import BatchEncoding, CharSpan, TokenSpan
 from pinnace.runtime.tokenizer_base import Tokenizer
 from pinnace.runtime.tokenizer_files import MAX_FILE_BYTES, MAX_TEXT_CHARS
 
 __all__ = [
-    "BatchEncoding", "BertTokenizer", "BertTokenizerLegacy", "CharSpan", "TokenSpan", "Tokenizer",
+    "BatchEncoding", "BertTokenizer", "CharSpan", "TokenSpan", "Tokenizer",
     "MAX_FILE_BYTES", "MAX_TEXT_CHARS", "load_tokenizer",
 ]  # fmt: skip
 

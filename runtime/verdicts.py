@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -61,6 +59,8 @@ def remember(folder: Path, identities: Mapping[str, Identity], started_ns: int) 
 
 def write_private(place: Path, text: str) -> None:
     """Write a file that only this user can read, whole or not at all; where that cannot be, nothing happens."""
+    import tempfile  # 6 ms, which a start with a remembered verdict does not need
+
     with contextlib.suppress(OSError):
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         handle, name = tempfile.mkstemp(dir=place.parent, prefix=".new-")
@@ -79,9 +79,13 @@ def now_ns() -> int:
 
 
 def _place(folder: Path) -> Path | None:
+    """The file for this folder; the folder's path stands in it, for another one may get the same number later."""
     base = cache_folder()
-    key = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:32]
-    return None if base is None else base / "verdicts" / f"{key}.json"
+    try:
+        facts = folder.stat()
+    except OSError:
+        return None
+    return None if base is None else base / "verdicts" / f"{facts.st_dev:x}-{facts.st_ino:x}.json"
 
 
 def _record(folder: Path, identities: Mapping[str, Identity]) -> dict[str, object]:

@@ -7,10 +7,12 @@ import itertools
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from pinnace.runtime import threads
+
+if TYPE_CHECKING:
+    from concurrent.futures import Future, ThreadPoolExecutor
 
 Job = TypeVar("Job")
 Result = TypeVar("Result")
@@ -61,6 +63,8 @@ def run_in_order(work: Callable[[Job], Result], jobs: Iterable[Job], at_once: in
 def _executor() -> ThreadPoolExecutor:
     with _Pool.lock:
         if _Pool.executor is None:
+            from concurrent.futures import ThreadPoolExecutor  # 10 ms, which a single batch does not need
+
             # Sessions wait for cores themselves; a few threads more than cores keep small pipelines from starving.
             _Pool.executor = ThreadPoolExecutor(2 * threads.granted_cores(), thread_name_prefix="pinnace-worker")
         return _Pool.executor
