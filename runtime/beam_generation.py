@@ -74,7 +74,7 @@ def generate_beams(
 def _begin(decoder: Decoder, prompt: Array, most: int, limit: RunLimit, prefix: Prefix | None) -> tuple[Batch, Array]:
     if prefix is None:
         return decoder.prompt([prompt], limit, len(prompt) + most)
-    batch, shared = decoder.batch(0, len(prompt) + most), prefix.shared(prompt)
+    batch, shared = decoder.batch(0, len(prompt) + most), prefix.shared(prompt, decoder)
     batch.join(prefix.state(shared))
     return batch, batch.extend(prompt[shared:], limit)[-1:]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Final
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 import numpy as np
 
@@ -69,6 +69,9 @@ class Decoder:
         self.every_position = logits.shape[1] != 1
         in_place = self.spec.in_place and not self.spec.fixed and session.device == "cpu"
         self.piece = INT8_PIECE if in_place and session.precision == "int8" else self.limit
+        if self.every_position:
+            self.piece = max(1, LOGITS_BYTES // (4 * self.vocabulary))
+        self._splits = _longest_in_pieces(session.bundle.config())
         self.extra_inputs = [
             spec.name
             for spec in manifest.inputs
@@ -113,6 +116,10 @@ class Decoder:
                 f"use {self.session.memory / 1e9:,.1f} GB. Ask for fewer rows or tokens"
             )
 
+    def splits(self, tokens: int) -> bool:
+        """Whether a prompt of so many tokens may be read in pieces, with the same keys as when it is read whole."""
+        return self._splits is None or tokens <= self._splits
+
     def batch(self, rows: int, tokens: int = 0) -> Batch:
         """Return an empty batch.
 
@@ -154,6 +161,13 @@ class Decoder:
         return batch, logits[np.arange(len(rows)), (counts - 1 if self.every_position else 0)].copy()
 
 
+def _longest_in_pieces(config: Mapping[str, Any]) -> int | None:
+    """Tokens of a row up to which a key does not depend on how long the row is; None where it never does."""
+    rotary = config.get("rope_parameters")
+    stretched = isinstance(rotary, dict) and rotary.get("rope_type") == "dynamic"
+    return int(config.get("max_position_embeddings", 0)) if stretched else None
+
+
 class Batch:
     """Rows that run together, their cache and their bindings. Not for several threads at once.
 
@@ -183,10 +197,9 @@ class Batch:
 
         Where the graph gives all positions and they are too large together, only those of the last run are returned.
         """
-        decoder = self.decoder
-        most = min(len(ids), decoder.piece)
-        if decoder.every_position:
-            most = max(1, LOGITS_BYTES // (4 * decoder.vocabulary))
+        decoder, most = self.decoder, len(ids)
+        if decoder.splits(int(self.cache.lengths[0]) + len(ids)):
+            most = min(decoder.piece, most)
         for first in range(0, len(ids) - most, most):
             self.run(ids[None, first : first + most], np.array([most]), limit)
         rest = ids[(len(ids) - 1) // most * most :]

@@ -11,7 +11,7 @@ import numpy as np
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.beam_generation import generate_beams
 from pinnace.runtime.cancellation import Cancellation, RunLimit
-from pinnace.runtime.decoder import LOGITS_BYTES, Decoder, Stopped
+from pinnace.runtime.decoder import Decoder, Stopped
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.generation_request import Request, read_request, read_rows
 from pinnace.runtime.generation_result import Generated, whole
@@ -253,7 +253,9 @@ class Generator:
     def _score(self, row: Array, limit: RunLimit) -> Array:
         decoder = self.decoder
         batch = decoder.batch(1, len(row))
-        size = max(1, LOGITS_BYTES // (4 * decoder.vocabulary)) if decoder.every_position else 1
+        size = 1
+        if decoder.every_position:
+            size = decoder.piece if decoder.splits(len(row)) else len(row)
         scores = []
         for first in range(0, len(row) - 1, size):
             part = row[first : min(first + size, len(row) - 1)]

@@ -38,8 +38,13 @@ class Prefix:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def shared(self, prompt: Array) -> int:
-        """Return how many first tokens a prompt takes from here: all that are equal, but for the prompt's last."""
+    def shared(self, prompt: Array, decoder: Decoder) -> int:
+        """Return how many first tokens a prompt takes from here: all that are equal, but for the prompt's last.
+
+        None of them where the keys of so long a prompt are other ones.
+        """
+        if not decoder.splits(len(prompt)):
+            return 0
         most = min(len(self.ids), len(prompt) - 1)
         different = np.flatnonzero(self.ids[:most] != prompt[:most])
         return int(different[0]) if len(different) else most

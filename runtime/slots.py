@@ -13,6 +13,36 @@ from pinnace.runtime.inputs import Array
 from pinnace.runtime.prefix import Prefix
 
 
+class Reading:
+    """Rows with one prompt, which is read piece by piece before they enter. Not for several threads at once.
+
+    Args:
+        decoder: the model.
+        rows: rows that have no new token yet, all with the same prompt.
+        limit: what may stop a piece.
+
+    Attributes:
+        rows: the rows.
+        batch: what was read so far, one row.
+    """
+
+    def __init__(self, decoder: Decoder, rows: Sequence[Row], limit: RunLimit) -> None:
+        self.rows = rows
+        self._limit = limit
+        self._prompt = rows[0].prompt
+        self.batch = decoder.batch(1, max(len(row.prompt) + row.limit for row in rows))
+
+    def read(self, most: int) -> Array | None:
+        """Read up to ``most`` tokens more; return the last logits [1, V] when all are read, None before.
+
+        Raises:
+            Stopped: the limit was reached; what was read before stays so.
+        """
+        first = int(self.batch.cache.lengths[0])
+        logits = self.batch.extend(self._prompt[first : first + most], self._limit)[-1:]
+        return logits.copy() if first + most >= len(self._prompt) else None
+
+
 class Slots:
     """The rows that run together now. Not for several threads at once.
 
@@ -49,16 +79,17 @@ class Slots:
         different = [rows[order.index(number)] for number in range(len(prompts))]
         tokens = max((len(row.prompt) + row.limit for row in rows), default=0)
         entering, logits = self._prompt([row.prompt for row in different], prefix, tokens)
-        if order != list(range(len(order))):
-            entering.cache.keep(order)
-            logits = logits[order]
-        if self._batch is None or not self.rows:
-            self._batch = entering
-        else:
-            self._batch.cache.load([entering.cache.read(row) for row in range(len(order))])
-        first = len(self.rows)
-        self.rows.extend(rows)
-        yield from self._choose(first, logits)
+        yield from self._join(rows, order, entering, logits)
+
+    def admit(self, reading: Reading, logits: Array) -> Iterator[Token]:
+        """Let rows enter whose prompt was read in pieces, and yield each row's first token.
+
+        Args:
+            reading: what was read.
+            logits: the last that it gave [1, V].
+        """
+        self._clear()
+        yield from self._join(reading.rows, [0] * len(reading.rows), reading.batch, logits)
 
     def step(self) -> Iterator[Token]:
         """Run one step of all rows and yield each row's next token; rows that ended have left before the next step.
@@ -81,6 +112,19 @@ class Slots:
         """How many rows have not ended."""
         return len(self.rows) - len(set(self._done))
 
+    def _join(self, rows: Sequence[Row], order: list[int], entering: Batch, logits: Array) -> Iterator[Token]:
+        """Let row i enter with what row ``order[i]`` of another batch has; that batch becomes the one where none is."""
+        if order != list(range(len(order))):
+            entering.cache.keep(order)
+            logits = logits[order]
+        if self._batch is None or not self.rows:
+            self._batch = entering
+        else:
+            self._batch.cache.load([entering.cache.read(row) for row in range(len(order))])
+        first = len(self.rows)
+        self.rows.extend(rows)
+        yield from self._choose(first, logits)
+
     def _choose(self, first: int, logits: Array) -> Iterator[Token]:
         tokens = []
         for place, row in enumerate(self.rows[first:]):
@@ -96,7 +140,7 @@ class Slots:
         batch, parts = self.decoder.batch(0, tokens), []
         for prompt in prompts:
             single = self.decoder.batch(0, tokens if len(prompts) == 1 else len(prompt))
-            shared = prefix.shared(prompt)
+            shared = prefix.shared(prompt, self.decoder)
             single.join(prefix.state(shared))
             parts.append(single.extend(prompt[shared:], self.limit)[-1].copy())
             if len(prompts) == 1:

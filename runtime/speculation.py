@@ -16,7 +16,7 @@ import numpy as np
 
 from pinnace.errors import UsageError
 from pinnace.runtime.cancellation import RunLimit
-from pinnace.runtime.decoder import LOGITS_BYTES, Decoder
+from pinnace.runtime.decoder import Decoder
 from pinnace.runtime.generation_row import Row, Token
 from pinnace.runtime.inputs import Array
 from pinnace.runtime.prefix import Prefix
@@ -87,17 +87,19 @@ def speculate(decoder: Decoder, row: Row, limit: RunLimit, drafts: int, prefix: 
     Raises:
         Stopped: the limit was reached.
     """
-    shared = 0 if prefix is None else prefix.shared(row.prompt)
+    shared = 0 if prefix is None else prefix.shared(row.prompt, decoder)
     batch = decoder.batch(int(prefix is None), len(row.prompt) + row.limit)
     if prefix is not None:
         batch.join(prefix.state(shared))
     yield row.take(batch.extend(row.prompt[shared:], limit)[-1])
     # A longer run would be made in pieces, of which only the last one's logits are kept.
-    drafts = min(drafts, max(1, LOGITS_BYTES // (4 * decoder.vocabulary)) - 1)
+    drafts = min(drafts, decoder.piece - 1)
     trust = Trust()
     while row.reason is None:
         before = row.length - 1  # tokens in the cache: all but the newest
         room = min(drafts, row.limit - (row.length - len(row.prompt)) - 1)
+        if not decoder.splits(row.length + room):
+            room = 0  # a token's keys would turn by the length that the guesses give the row
         found, size = find_draft(row.ids, max(room, 0))
         found = found.copy()
         draft = found[: trust.width(size, len(found))]

@@ -208,7 +208,6 @@ def test_scores_do_not_depend_on_how_the_text_is_cut(
     for name in ("ort-all", "onnx-all", "static-all", "onnx"):
         for size in (1 << 20, 7 * 4 * VOCABULARY):
             monkeypatch.setattr(decoder_module, "LOGITS_BYTES", size)
-            monkeypatch.setattr("pinnace.runtime.generation.LOGITS_BYTES", size)
             np.testing.assert_allclose(opened.generator(name).score([row])[0], want, atol=1e-4)
             assert ids(opened.generator(name).generate([row], max_new_tokens=8)) == [
                 uncached(opened.session("ort"), row, 8)

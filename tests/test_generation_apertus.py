@@ -5,12 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pinnace.export.builder import export
+from pinnace.runtime.generation import Generator
 from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.session import load
+from tests.apertus_oracle import pair
 from tests.conftest import DATA
 from tests.generation_bundles import Opened, decoder_of, opened
 
@@ -63,7 +68,7 @@ def test_however_the_rows_are_run(opened: Opened, rows: list[Any], expected: lis
     mask = np.stack([np.pad(np.ones_like(row), (widest - len(row), 0)) for row in rows])
     assert tokens(array, attention_mask=mask) == expected
     prefix = generator.prefix(rows[-1][:100])
-    assert prefix.shared(rows[-1]) == 100 and prefix.shared(rows[0]) > 2
+    assert prefix.shared(rows[-1], generator.decoder) == 100 and prefix.shared(rows[0], generator.decoder) > 2
     assert tokens(prefix=prefix) == expected
     streamed: dict[int, list[int | None]] = {}
     for token in generator.stream(rows, **ALWAYS):
@@ -116,3 +121,29 @@ def test_no_pytorch_in_the_process(opened: Opened, recorded: Recorded) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "falcon (noun):" + done.stdout.rstrip("\n") == recorded["falcon (noun):"]["text"]
+
+
+def test_a_prompt_whose_keys_turn_by_its_length_is_read_whole(tmp_path: Path) -> None:
+    """Dynamic scaling beyond the positions that were trained: in pieces, the first keys would be turned too fast."""
+    import torch
+
+    torch.manual_seed(0)
+    rope = {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 8.0}
+    theirs, _ = pair("ApertusForCausalLM", rope_parameters=rope, max_position_embeddings=16)
+    theirs.save_pretrained(tmp_path / "checkpoint")
+    made = export(tmp_path / "checkpoint", output=tmp_path / "bundle", validate=False, all_logits=True)
+    generator = Generator(load(made.path, threads=1))
+    rows = [np.tile(np.random.default_rng(1).integers(4, 41, 10), 6), np.arange(4, 18)]
+    options: dict[str, Any] = {"max_new_tokens": 30, "min_new_tokens": 30}
+    with torch.inference_mode():
+        given = [torch.from_numpy(row[None]) for row in rows]
+        want = [theirs.generate(ids, do_sample=False, pad_token_id=3, **options)[0, ids.shape[1] :] for ids in given]
+        logs = theirs(given[0][:, :-1]).logits.log_softmax(-1)[0, range(59), rows[0][1:]]
+    generator.decoder.piece = 8
+    assert [generator.decoder.splits(len(row)) for row in rows] == [False, True]
+    prefix = generator.prefix(rows[0][:8])
+    assert [prefix.shared(row, generator.decoder) for row in (rows[0], rows[0][:16])] == [0, 8]
+    for one, ids in zip(rows, want, strict=True):
+        for more in ({}, {"prefix": prefix}, {"prompt_lookup_num_tokens": 4}):
+            assert generator.generate([one], **options, **more)[0][0].ids.tolist() == ids.tolist(), more
+    np.testing.assert_allclose(generator.score([rows[0]])[0], logs, rtol=0, atol=2e-5)

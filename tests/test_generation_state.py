@@ -129,7 +129,7 @@ def test_a_prefix_changes_nothing_but_the_work(opened: Opened, name: str) -> Non
     rows = [np.append(start, [9, 8, 7]), start, start[:30], np.append(start[:20], prompts(6, seed=3)[0]), *prompts(4)]
     generator = opened.generator(name)
     prefix = generator.prefix(start)
-    assert [prefix.shared(row) for row in rows[:4]] == [40, 39, 29, 20]
+    assert [prefix.shared(row, generator.decoder) for row in rows[:4]] == [40, 39, 29, 20]
     want = [uncached(session, row, COUNT) for row in rows]
     options: dict[str, Any] = {"prefix": prefix, "max_new_tokens": COUNT}
     for size in (1, 3, 8):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import time
 from collections.abc import Iterator
@@ -11,11 +12,13 @@ from typing import Any
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError, MachineError
+from pinnace.runtime.decoder import Batch
 from pinnace.runtime.generation import Generator
+from pinnace.runtime.server import scheduler
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.slot_generator import SlotGenerator
 from pinnace.runtime.server.work import Call
-from pinnace.runtime.slots import Slots
+from pinnace.runtime.slots import Reading, Slots
 from tests.generation_bundles import LENGTH, MakeBundle, Opened, decoder_of, opened, prompts
 from tests.serving import ON, PATIENCE, TEXT, Served, served
 
@@ -231,6 +234,83 @@ def test_a_prompt_that_fails_fails_alone(opened: Opened, monkeypatch: pytest.Mon
         with pytest.raises(MachineError, match="too long"):
             asked[1].result()
         assert [asked[i].result()[0][0].ids.tolist() for i in (0, 2, 3)] == [want[i] for i in (0, 2, 3)]
+
+
+@pytest.fixture
+def runs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens a row each run of the graph added; long prompts are read by eight."""
+    monkeypatch.setattr(scheduler, "PROMPT_PIECE", 8)
+    seen: list[int] = []
+    run = Batch.run
+
+    def watched(self: Batch, ids: Any, *rest: Any) -> Any:
+        seen.append(ids.shape[1])
+        return run(self, ids, *rest)
+
+    monkeypatch.setattr(Batch, "run", watched)
+    return seen
+
+
+@pytest.mark.parametrize("name", ["ort", "onnx", "static", "ort-all"])
+def test_rows_step_and_enter_while_a_long_prompt_is_read(opened: Opened, runs: list[int], name: str) -> None:
+    alone, together = shared(opened, name)
+    first, long, short = prompts(5, 45, 6)
+    want = [alone.generate([row], max_new_tokens=60)[0][0].ids.tolist() for row in (first, long, short)]
+    stream = together.stream([first], max_new_tokens=60)
+    got = [int(next(stream).id or 0)]
+    del runs[:]
+    with ThreadPoolExecutor(2) as pool:
+        reading = pool.submit(together.generate, [long], max_new_tokens=60, num_return_sequences=1)
+        entering = pool.submit(together.generate, [short], max_new_tokens=60)
+        got += [int(token.id or 0) for token in stream]
+        assert [got, reading.result()[0][0].ids.tolist(), entering.result()[0][0].ids.tolist()] == want
+    pieces = [place for place, size in enumerate(runs) if size == 8]
+    assert len(pieces) == 5 and max(runs) == 8
+    assert all(1 in runs[before:after] for before, after in itertools.pairwise(pieces))
+    # Rows with the same prompt share what was read.
+    del runs[:]
+    options: dict[str, Any] = {"do_sample": True, "seed": 3, "max_new_tokens": 9, "num_return_sequences": 3}
+    many = [row.ids.tolist() for row in together.generate([long], **options)[0]]
+    assert sum(size for size in runs if size > 1) == 45
+    assert many == [row.ids.tolist() for row in alone.generate([long], **options)[0]]
+
+
+def test_a_long_prompt_that_ends_early_leaves_the_others(
+    opened: Opened, runs: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together = shared(opened, "ort")
+    first, long = prompts(5, 60)
+    want = [alone.generate([row], max_new_tokens=60)[0][0].ids.tolist() for row in (first, long)]
+    stream = together.stream([first], max_new_tokens=60)
+    got = [int(next(stream).id or 0)]
+    read, third = Reading.read, threading.Event()
+
+    def watched(self: Reading, most: int) -> Any:
+        if int(self.batch.cache.lengths[0]) == 24:
+            third.set()
+            time.sleep(0.01)  # so that it is still under way when it is told to end
+        return read(self, most)
+
+    monkeypatch.setattr(Reading, "read", watched)
+    call = Call()
+    with ThreadPoolExecutor(1) as pool:
+        cancelled = pool.submit(together.generate, [long], max_new_tokens=60, cancellation=call)
+        assert third.wait(PATIENCE)
+        call.cancel()
+        assert cancelled.result()[0][0].reason == "cancelled"
+
+        def failing(self: Reading, most: int) -> Any:
+            if int(self.batch.cache.lengths[0]) == 24:
+                raise MachineError("not enough memory for the fourth piece")
+            return read(self, most)
+
+        monkeypatch.setattr(Reading, "read", failing)
+        with pytest.raises(MachineError, match="fourth piece"):
+            together.generate([long], max_new_tokens=60)
+        monkeypatch.setattr(Reading, "read", read)
+        assert together.generate([long], max_new_tokens=60)[0][0].ids.tolist() == want[1]
+    assert got + [int(token.id or 0) for token in stream] == want[0]
+    assert together._scheduler.running == together._scheduler.waiting == 0
 
 
 def test_rows_wait_where_the_memory_is_short(

@@ -12,7 +12,6 @@ import pytest
 from pinnace.errors import UsageError
 from pinnace.export.builder import export
 from pinnace.runtime import decoder as decoder_module
-from pinnace.runtime import speculation
 from pinnace.runtime.generation import Generator
 from pinnace.runtime.session import load
 from pinnace.runtime.speculation import PRICE, Trust, find_draft
@@ -124,8 +123,7 @@ def test_guesses_that_are_always_wrong_are_soon_left_out(bundle: Path, runs: lis
 def test_more_guesses_than_one_run_gives_logits_for_are_cut(
     bundle: Path, runs: list[int], monkeypatch: pytest.MonkeyPatch, positions: int
 ) -> None:
-    for module in (decoder_module, speculation):
-        monkeypatch.setattr(module, "LOGITS_BYTES", 4 * VOCABULARY * positions)
+    monkeypatch.setattr(decoder_module, "LOGITS_BYTES", 4 * VOCABULARY * positions)
     generator = Generator(load(bundle))
     prompt = np.array([*range(8, 18), 8, 9, 10])
     found = generator.generate([prompt], prompt_lookup_num_tokens=50, **ring(10))[0][0].ids

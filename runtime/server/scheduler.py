@@ -12,17 +12,20 @@ from pinnace.errors import InputError, PinnaceError
 from pinnace.runtime.cancellation import CANCELLED, RunLimit
 from pinnace.runtime.decoder import Decoder, Stopped
 from pinnace.runtime.generation_row import Row, Token
-from pinnace.runtime.slots import Slots
+from pinnace.runtime.slots import Reading, Slots
 
 # What a request reads: a token of one of its rows, the error that ended them, or None once they have been taken out.
 Told = Token | BaseException | None
+# Longer prompts are read by so many tokens at once, and rows step and enter between.
+PROMPT_PIECE: Final = 128
 
 
 class Scheduler:
     """Runs the rows of many requests together, each exactly as it is alone.
 
-    A row that is no longer wanted leaves at once: the step under way is stopped, which changes nothing, and done again
-    without it. Where a step fails, the request that came last gets the error, and the others go on without it.
+    A long prompt is read in pieces, and the rows that run make a step after each. A row that is no longer wanted leaves
+    at once: the run under way is stopped, which changes nothing, and done again without it. Where a step fails, the
+    request that came last gets the error, and the others go on without it.
 
     Args:
         decoder: the model.
@@ -40,6 +43,7 @@ class Scheduler:
         self._owners: dict[Row, Rows] = {}  # of waiting and running rows
         self._running: dict[Row, None] = {}  # in the order of their entering
         self._leaving: list[Rows] = []
+        self._reading: Reading | None = None  # rows whose prompt is being read; they count as running
         self._alone = 0  # so many requests enter each by itself, since together they failed
         threading.Thread(target=self._work, name="pinnace-scheduler", daemon=True).start()
 
@@ -82,19 +86,20 @@ class Scheduler:
             self._let_leave()
             try:
                 self._let_enter()
+                self._read()
                 self._step()
             except Stopped:
                 continue
             except BaseException as error:  # a library's panic must not end the thread that all requests need
-                self._slots = Slots(self._decoder, self._limit)
-                self._fail(dict.fromkeys(self._owners[row] for row in self._running), error, entered=False)
+                self._slots, self._reading = Slots(self._decoder, self._limit), None
+                self._fail(dict.fromkeys(self._owners[row] for row in self._running), error)
 
     def _let_leave(self) -> None:
         with self._lock:
             leaving, self._leaving = self._leaving, []
         for rows in leaving:
             if rows.open:
-                self._forget(rows, entered=True)
+                self._forget(rows)
                 rows.told.put(None)
 
     def _let_enter(self) -> None:
@@ -107,20 +112,47 @@ class Scheduler:
                 raise
             except PinnaceError as error:  # none of them has entered
                 if len(owners) == 1:
-                    self._fail(owners, error, entered=False)
+                    self._fail(owners, error)
                 else:
                     self._put_back(rows)
                     self._alone = len(owners)
                 continue
             self._tell(rows, tokens)
 
-    def _step(self) -> None:
-        if not self._running:
+    def _read(self) -> None:
+        """Read a piece of the long prompt that is under way; its rows enter behind its end."""
+        rows = self._reading.rows if self._reading is not None else self._long()
+        if not rows:
             return
+        try:
+            reading = self._reading = self._reading or Reading(self._decoder, rows, self._limit)
+            logits = reading.read(PROMPT_PIECE)
+            if logits is None:
+                return
+            tokens = list(self._slots.admit(reading, logits))
+        except PinnaceError as error:
+            self._reading = None
+            self._fail([self._owners[rows[0]]], error)
+            return
+        self._reading = None
+        self._tell(rows, tokens)
+
+    def _long(self) -> Sequence[Row]:
+        """Take the rows of a long prompt whose turn has come: of one request, and with the same prompt."""
+        with self._lock:
+            taken: list[Row] = []
+            while (row := self._first()) is not None:
+                if taken and (row.prompt is not taken[0].prompt or self._owners[row] is not self._owners[taken[0]]):
+                    break
+                self._take(taken)
+            return taken
+
+    def _step(self) -> None:
         try:
             tokens = list(self._slots.step())
         except PinnaceError as error:  # all rows are as before
-            self._fail([self._owners[next(reversed(self._running))]], error, entered=True)
+            last = next(row for row in reversed(self._running) if row in self._slots.rows)
+            self._fail([self._owners[last]], error)
             return
         self._tell(self._slots.rows, tokens)
 
@@ -128,17 +160,27 @@ class Scheduler:
         """Take the rows that enter now from those that wait: as many as there are slots and memory for."""
         with self._lock:
             taken: list[Row] = []
-            while self._waiting and len(self._running) < self._most:
-                row = self._waiting[0]
+            while (row := self._first()) is not None and not self._reads_in_pieces(row):
                 if taken and self._alone and self._owners[row] is not self._owners[taken[-1]]:
                     break
-                if not self._fits(row):
-                    break
-                taken.append(self._waiting.popleft())
-                self._running[row] = None
-                self._owners[row].entered = True
+                self._take(taken)
             self._alone = max(0, self._alone - 1)
             return taken
+
+    def _first(self) -> Row | None:
+        """The row that has waited longest, where a slot and the memory have room for it."""
+        if self._waiting and len(self._running) < self._most and self._fits(self._waiting[0]):
+            return self._waiting[0]
+        return None
+
+    def _reads_in_pieces(self, row: Row) -> bool:
+        return len(row.prompt) > PROMPT_PIECE and self._decoder.splits(len(row.prompt))
+
+    def _take(self, taken: list[Row]) -> None:
+        row = self._waiting.popleft()
+        taken.append(row)
+        self._running[row] = None
+        self._owners[row].entered = True
 
     def _fits(self, row: Row) -> bool:
         """Whether the memory has room for one row more; the first was judged when its request was read."""
@@ -166,13 +208,13 @@ class Scheduler:
                     owner.open -= 1
             owner.told.put(token)
 
-    def _fail(self, owners: Iterable[Rows], error: BaseException, *, entered: bool) -> None:
+    def _fail(self, owners: Iterable[Rows], error: BaseException) -> None:
         for owner in list(owners):
-            self._forget(owner, entered=entered)
+            self._forget(owner)
             owner.told.put(error)
 
-    def _forget(self, rows: Rows, *, entered: bool) -> None:
-        """Take a request's rows out of all lists, and those that have ``entered`` out of the batch."""
+    def _forget(self, rows: Rows) -> None:
+        """Take a request's rows out of all lists, of the batch, and of the prompt that is being read."""
         with self._lock:
             for row in rows.rows:
                 if self._owners.pop(row, None) is None:
@@ -181,8 +223,10 @@ class Scheduler:
                     self._waiting.remove(row)
                     continue
                 del self._running[row]
-                if entered:
+                if row in self._slots.rows:
                     self._slots.leave(row)
+                elif self._reading is not None and row in self._reading.rows:
+                    self._reading = None
             rows.open = 0
 
 
