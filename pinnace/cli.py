@@ -69,34 +69,42 @@ class _TerminatedError(BaseException):
 
 @contextlib.contextmanager
 def _ending_tidily() -> Iterator[None]:
-    """Let SIGTERM, as containers and batch systems send it, remove temporary folders and child processes.
+    """Let SIGTERM, as containers and batch systems send it, and Ctrl-C remove temporary folders and child processes.
 
     A caller that has a handler of its own, or that runs commands in a thread, keeps what it has.
     """
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    ours = [number for number, handler in usual.items() if signal.getsignal(number) == handler]
+    if threading.current_thread() is not threading.main_thread() or not ours or not hasattr(signal, "setitimer"):
         yield
         return
+    errors: dict[int, type[BaseException]] = {signal.SIGTERM: _TerminatedError, signal.SIGINT: KeyboardInterrupt}
+    asked: type[BaseException] | None = None
 
-    def end(_number: int, _frame: Any) -> None:
-        if _is_ending(sys.exception()):
+    def end(number: int, _frame: Any) -> None:
+        nonlocal asked
+        if number != signal.SIGINT and _is_ending(sys.exception()):
             return
+        asked = errors.get(number, asked)
         # What is raised within a callback of the interpreter, after a fork say, is dropped there: then ask again.
         signal.setitimer(signal.ITIMER_REAL, _AGAIN_SECONDS)
-        raise _TerminatedError
+        if asked is not None:
+            raise asked
 
-    alarm = signal.signal(signal.SIGALRM, end)
-    signal.signal(signal.SIGTERM, end)
+    before = {number: signal.signal(number, end) for number in (*ours, signal.SIGALRM)}
     try:
         yield
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, alarm)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    if asked is not None:  # it was dropped, and the command came to its end sooner than it was asked again
+        raise asked
 
 
 def _is_ending(handled: BaseException | None) -> bool:
-    """Whether a termination is on its way out, so that what is being closed must not be disturbed."""
-    while handled is not None and not isinstance(handled, _TerminatedError):
+    """Whether the end that was asked for is on its way, so that what is being closed must not be disturbed."""
+    while handled is not None and not isinstance(handled, (_TerminatedError, KeyboardInterrupt)):
         handled = handled.__context__
     return handled is not None
 

@@ -207,7 +207,11 @@ def test_arrivals_wait_for_each_other() -> None:
     assert not together["stopped"]
 
 
-def test_a_termination_that_the_interpreter_drops_comes_again() -> None:
+@pytest.mark.parametrize(
+    ("number", "seconds", "caught"),
+    [("SIGTERM", 60, "_TerminatedError"), ("SIGINT", 60, "KeyboardInterrupt"), ("SIGINT", 0, "KeyboardInterrupt")],
+)
+def test_an_end_that_the_interpreter_drops_is_asked_for_again(number: str, seconds: int, caught: str) -> None:
     """What a signal raises within a weak reference's callback goes no further than that."""
     code = """if True:
         import os, signal, time, weakref
@@ -216,7 +220,7 @@ def test_a_termination_that_the_interpreter_drops_comes_again() -> None:
         class Thing: ...
 
         def gone(_):
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.NUMBER)
             for _ in range(1000): pass
 
         thing = Thing()
@@ -225,12 +229,12 @@ def test_a_termination_that_the_interpreter_drops_comes_again() -> None:
             with _ending_tidily():
                 del thing
                 print("went on", flush=True)
-                time.sleep(60)
+                time.sleep(SECONDS)
         except BaseException as error:
             print(type(error).__name__)
-    """
+    """.replace("NUMBER", number).replace("SECONDS", str(seconds))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50, check=True)
-    assert done.stdout.split("\n")[:2] == ["went on", "_TerminatedError"], done.stderr
+    assert done.stdout.split("\n")[:2] == ["went on", caught], done.stderr
 
 
 def test_a_run_that_is_terminated_leaves_nothing_behind(bundle_of: BundleOf, tmp_path: Path) -> None:
