@@ -62,7 +62,7 @@ def make_stores(count: int, size: int, dtype: str, device: str) -> list[Store]:
     """Make buffers of one size; on the CPU they lie in one piece.
 
     numpy asks Linux for large pages where an array has 4 MB or more, which the keys of one layer seldom have. With them
-    GroupQueryAttention reads 512 to 2,048 tokens in 0.87 of the time (onnxruntime 1.32, one thread).
+    GroupQueryAttention alone takes 0.87 of the time behind 512 to 2,048 tokens (onnxruntime 1.32, one thread).
 
     Raises:
         MachineError: not enough memory.
