@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,10 @@ TASKS = {
 }
 
 OpenPipeline = Callable[..., Any]
+
+# Behind nohup or a shell's &, Ctrl-C is ignored, and the commands that the tests start would inherit that.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def golden(name: str) -> list[dict[str, Any]]:

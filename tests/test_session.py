@@ -185,6 +185,7 @@ def endless(model: onnx.ModelProto) -> None:
 
 
 def test_a_deadline_stops_an_endless_run(tmp_path: Path) -> None:
+    before = threading.active_count()
     session = load(make_bundle(tmp_path / "b", change_graph=endless, golden=False), threads=1)
     inputs = example(1, 2)
     short = {**inputs, "input_ids": np.zeros((1, 2), np.int64)}
@@ -196,7 +197,7 @@ def test_a_deadline_stops_an_endless_run(tmp_path: Path) -> None:
         assert session.run(short, timeout=10)["last_hidden_state"].shape == (1, 2, HIDDEN)
     with pytest.raises(DeadlineExceeded, match="before the run began"):
         session.run(short, timeout=0)
-    assert threading.active_count() < 20
+    assert threading.active_count() <= before + 1  # no timer is left behind, but for one that is just ending
 
 
 def test_threads_share_a_session(session: Session) -> None:
