@@ -70,6 +70,12 @@ if not hasattr(onnxruntime, "InferenceSession"):
     )
 
 
+def version() -> tuple[int, int]:
+    """Return the first two numbers of onnxruntime's version."""
+    major, minor = onnxruntime.__version__.split(".")[:2]
+    return int(major), int(minor)
+
+
 def plain_session(graph: Path) -> onnxruntime.InferenceSession:
     """Open an ONNX file on the CPU with default settings, saying errors only; for checks, not for serving."""
     options = onnxruntime.SessionOptions()
@@ -99,4 +105,5 @@ __all__ = [
     "package_versions",
     "plain_session",
     "run_plain",
+    "version",
 ]

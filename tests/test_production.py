@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -53,12 +54,38 @@ def test_sessions_of_the_same_files_share_their_weights(tmp_path: Path) -> None:
     assert len(native._Shared.opened) < kept
 
 
-def test_settings_of_every_session(tmp_path: Path) -> None:
-    options = load(make_bundle(tmp_path / "b"), threads=1).native.get_session_options()
-    assert not options.enable_mem_pattern  # it would grow with every new shape
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
-    busy = load(tmp_path / "b", threads=1, spin=True).native.get_session_options()
-    assert busy.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+def test_memory_does_not_grow_with_every_new_shape(tmp_path: Path) -> None:
+    assert not load(make_bundle(tmp_path / "b"), threads=1).native.get_session_options().enable_mem_pattern
+
+
+@pytest.mark.parametrize(
+    ("version", "spin", "busy", "microseconds"),
+    [
+        ("1.32.0", False, "1", "20"),
+        ("1.26.0", False, "1", "20"),
+        ("1.25.1", False, "0", None),
+        ("1.32.0", True, "1", None),
+    ],
+)
+def test_threads_wait_for_the_next_operator_only(
+    version: str, spin: bool, busy: str, microseconds: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An onnxruntime that cannot bound the wait would wait for milliseconds after every run."""
+    monkeypatch.setattr(ort.onnxruntime, "__version__", version)
+    options = native.session_options(2, spin=spin)
+    found = {}
+    for name in ("allow_spinning", "spin_duration_us"):
+        with contextlib.suppress(RuntimeError):  # it was not set
+            found[name] = options.get_session_config_entry(f"session.intra_op.{name}")
+    assert found == {"allow_spinning": busy} | ({} if microseconds is None else {"spin_duration_us": microseconds})
+
+
+def test_idle_threads_sleep(tmp_path: Path) -> None:
+    session = load(make_bundle(tmp_path / "b"), threads=2)
+    session.run(example(2, 3))
+    before = time.process_time()
+    time.sleep(0.5)
+    assert time.process_time() - before < 0.1
 
 
 def test_a_memory_limit_splits_batches(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 
 from pinnace.bench.loop import Prepared
 from pinnace.runtime import threads
+from pinnace.runtime.native import session_options
 from pinnace.runtime.ort import onnxruntime
 
 GEMM, MEMORY = "gemm", "memory"
@@ -62,12 +63,7 @@ def gemm(rows: int, inner: int, columns: int, count: int) -> Callable[[], Any]:
     generator = np.random.default_rng(0)
     weights = generator.standard_normal((inner, columns), np.float32)
     given = generator.standard_normal((rows, inner), np.float32)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = count
-    options.inter_op_num_threads = 1
-    options.log_severity_level = 3
-    # As in a session of a bundle, so that the limit is that of the same threads.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options = session_options(count)  # those of a bundle, so that the limit is that of the same threads
     session = onnxruntime.InferenceSession(matmul_graph(weights, rows), options, providers=["CPUExecutionProvider"])
     return lambda: session.run(None, {"a": given})
 
