@@ -18,9 +18,12 @@ from pinnace.spec import PAST, is_cached
 
 # Logits of one run may take this many bytes; longer prompts are run in pieces where the graph gives all positions.
 LOGITS_BYTES: Final = 64 << 20
-# An int8 graph reads a prompt by so many tokens: what lies between its products then stays in the processor's cache,
-# and no token is compared with those behind its piece. 399, not 341 tokens/s on one AVX2 core; fp32 gains nothing.
-INT8_PIECE: Final = 96
+# A processor runs prompts by so many tokens: none is compared with those behind its piece, and what lies between the
+# products stays in the caches. Size S on one AVX2 core, of the time that whole ones take: 512 tokens 0.9 (int8, int4)
+# to 1 (fp32), 2,048 tokens 0.7 to 0.85, and eight rows of 8 to 300 tokens 0.65, also for want of padding. From 128 to
+# 256 it is all the same. A GPU, and a cache of fixed size, which is compared with whole, gain nothing.
+PIECE: Final = 192
+WHOLE: Final = 1 << 14
 _FLOATS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
@@ -42,7 +45,7 @@ class Decoder:
         limit: most tokens of a row.
         vocabulary: how many tokens there are, and logits of each position.
         every_position: whether the graph gives logits for all new positions rather than each row's last.
-        piece: tokens of a single row's prompt that are run at once.
+        piece: tokens of prompts that are run at once, most.
     """
 
     def __init__(self, session: Session) -> None:
@@ -67,10 +70,9 @@ class Decoder:
         self.vocabulary = int(logits.shape[-1])
         self.input_vocabulary = manifest.limits.vocabulary
         self.every_position = logits.shape[1] != 1
-        in_place = self.spec.in_place and not self.spec.fixed and session.device == "cpu"
-        self.piece = INT8_PIECE if in_place and session.precision == "int8" else self.limit
+        self.piece = PIECE if session.device == "cpu" and not self.spec.fixed else WHOLE
         if self.every_position:
-            self.piece = max(1, LOGITS_BYTES // (4 * self.vocabulary))
+            self.piece = min(self.piece, max(1, LOGITS_BYTES // (4 * self.vocabulary)))
         self._splits = _longest_in_pieces(session.bundle.config())
         self.extra_inputs = [
             spec.name
@@ -136,29 +138,37 @@ class Decoder:
         Raises:
             Stopped: the limit was reached.
         """
-        lengths = [len(row) for row in rows]
-        widest = max(lengths)
-        if len(rows) > 1 and (
-            widest * len(rows) > 2 * sum(lengths)
-            or (self.every_position and widest * len(rows) * self.vocabulary * 4 > LOGITS_BYTES)
-        ):
-            # More padding than tokens, or logits too large for one run: one row after another.
-            batch = self.batch(0)
-            parts = []
-            for row in rows:
-                single, last = self.prompt([row], limit)
-                batch.join(single.cache.read(0))
+        widest = max(map(len, rows))
+        groups = self._groups([len(row) for row in rows])
+        if len(groups) > 1:
+            states, parts = [], []
+            for group in groups:
+                batch, last = self.prompt(rows[group], limit)
+                states += [batch.cache.read(row) for row in range(batch.cache.rows)]
                 parts.append(last)
+            batch = self.batch(0, max(widest, tokens))
+            batch.cache.load(states)
             return batch, np.concatenate(parts)
         batch = self.batch(len(rows), max(widest, tokens))
         if len(rows) == 1:
-            return batch, batch.extend(rows[0], limit)[-1:]
+            return batch, batch.extend(rows[0], limit)[-1:].copy()
         ids = np.zeros((len(rows), widest), np.int64)
         for place, row in enumerate(rows):
             ids[place, : len(row)] = row
-        counts = np.array(lengths, np.int64)
+        counts = np.array([len(row) for row in rows], np.int64)
         logits = batch.run(ids, counts, limit)
         return batch, logits[np.arange(len(rows)), (counts - 1 if self.every_position else 0)].copy()
+
+    def _groups(self, lengths: Sequence[int]) -> list[slice]:
+        """Cut rows into groups that are run at once: no more tokens than a piece, and no more padding than tokens."""
+        groups, first, widest, total = [], 0, 0, 0
+        for row, length in enumerate(lengths):
+            padded = (row + 1 - first) * max(widest, length)
+            if row > first and (padded > self.piece or padded > 2 * (total + length)):
+                groups.append(slice(first, row))
+                first, widest, total = row, 0, 0
+            widest, total = max(widest, length), total + length
+        return [*groups, slice(first, len(lengths))]
 
 
 def _longest_in_pieces(config: Mapping[str, Any]) -> int | None:
@@ -197,13 +207,11 @@ class Batch:
 
         Where the graph gives all positions and they are too large together, only those of the last run are returned.
         """
-        decoder, most = self.decoder, len(ids)
+        decoder, pieces = self.decoder, 1
         if decoder.splits(int(self.cache.lengths[0]) + len(ids)):
-            most = min(decoder.piece, most)
-        for first in range(0, len(ids) - most, most):
-            self.run(ids[None, first : first + most], np.array([most]), limit)
-        rest = ids[(len(ids) - 1) // most * most :]
-        logits: Array = self.run(rest[None], np.array([len(rest)]), limit)[0]
+            pieces = -(-len(ids) // decoder.piece)
+        for piece in np.array_split(ids, pieces):  # alike in size: a piece of a few tokens would cost as much as a step
+            logits: Array = self.run(piece[None], np.array([len(piece)]), limit)[0]
         return logits
 
     def run(self, ids: Array, counts: Array, limit: RunLimit) -> Array:

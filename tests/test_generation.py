@@ -88,17 +88,32 @@ def test_padded_arrays_with_a_mask(
     assert ids(opened.generator(name).generate(array, attention_mask=mask, max_new_tokens=COUNT)) == expected
 
 
-@pytest.mark.parametrize("piece", [1, 4, 7, 12])
+@pytest.mark.parametrize("piece", [1, 4, 7, 12, 24])
 @every_target
-def test_a_prompt_that_is_read_in_pieces(
+def test_prompts_that_are_read_in_pieces(
     opened: Opened, rows: list[Any], expected: list[list[int]], name: str, piece: int
 ) -> None:
-    """As those of int8 decoders are; the last piece may be a single token."""
+    """Long ones are cut, and short ones are run together up to the size of a piece."""
     generator = opened.generator(name)
-    assert generator.decoder.piece == generator.decoder.limit  # fp32 gains nothing
+    assert generator.decoder.piece == decoder_module.PIECE
     generator.decoder.piece = piece
     assert [ids(generator.generate([row], max_new_tokens=COUNT))[0] for row in rows] == expected
     assert ids(generator.generate(rows, max_new_tokens=COUNT, prefix=generator.prefix(rows[0][:5]))) == expected
+
+
+def test_what_is_run_at_once(opened: Opened, rows: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neighbours together while their padded tokens fit a piece; a longer prompt in equal pieces, never in a scrap."""
+    generator, shapes, run = opened.generator("ort"), [], decoder_module.Batch.run
+
+    def seen(batch: Any, tokens: Any, *rest: Any) -> Any:
+        shapes.append(tokens.shape)
+        return run(batch, tokens, *rest)
+
+    monkeypatch.setattr(decoder_module.Batch, "run", seen)
+    generator.decoder.piece = 28
+    generator.generate(rows, max_new_tokens=1)
+    assert [len(row) for row in rows] == [7, 3, 12, 1, 30]
+    assert shapes == [(2, 7), (2, 12), (1, 15), (1, 15)]
 
 
 @every_bundle
