@@ -114,7 +114,10 @@ def turn(candidate: Server, contexts: Sequence[int], steps: int) -> Callable[[],
         found = {f"prompt of {PROMPT}, tokens/s": PROMPT / long, f"first token after {SHORT}, ms": 1000 * short}
         for context in contexts:
             # Behind no context there is still the first token, which somebody has to give.
-            found[decode(context)] = steps / candidate.ask(op="run", prompt=max(context, 1), steps=steps)["rest"]
+            told = candidate.ask(op="run", prompt=max(context, 1), steps=steps)
+            found[decode(context)] = steps / told["rest"]
+            if context > PROMPT:
+                found[f"prompt of {context}, tokens/s"] = context / told["first"]
         return found
 
     return run

@@ -275,6 +275,24 @@ def test_rows_step_and_enter_while_a_long_prompt_is_read(opened: Opened, runs: l
     assert many == [row.ids.tolist() for row in alone.generate([long], **options)[0]]
 
 
+def test_rows_step_while_many_short_prompts_come(opened: Opened, runs: list[int]) -> None:
+    """Two prompts of four tokens fit a piece of eight; ten of them at once do not hold up the row that runs."""
+    alone, together = shared(opened, "ort", slots=16)
+    first, *rest = prompts(5, *[4] * 10)
+    options: dict[str, Any] = {"max_new_tokens": 40}
+    want = [row[0].ids.tolist() for row in alone.generate([first, *rest], **options)]
+    stream = together.stream([first], **options)
+    got = [int(next(stream).id or 0)]
+    del runs[:]
+    with ThreadPoolExecutor(1) as pool:
+        burst = pool.submit(together.generate, rest, **options)
+        got += [int(token.id or 0) for token in stream]
+        assert [got, *(row[0].ids.tolist() for row in burst.result())] == want
+    read = [place for place, size in enumerate(runs) if size == 4]
+    assert len(read) == 5, runs
+    assert all(1 in runs[before:after] for before, after in itertools.pairwise(read))
+
+
 def test_a_long_prompt_that_ends_early_leaves_the_others(
     opened: Opened, runs: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,14 +16,14 @@ from pinnace.runtime.slots import Reading, Slots
 
 # What a request reads: a token of one of its rows, the error that ended them, or None once they have been taken out.
 Told = Token | BaseException | None
-# Longer prompts are read by so many tokens at once, and rows step and enter between.
+# Prompts are read by so many tokens at once, one long or several short ones, and the rows that run step between.
 PROMPT_PIECE: Final = 128
 
 
 class Scheduler:
     """Runs the rows of many requests together, each exactly as it is alone.
 
-    A long prompt is read in pieces, and the rows that run make a step after each. A row that is no longer wanted leaves
+    Prompts are read in pieces, and the rows that run make a step after each. A row that is no longer wanted leaves
     at once: the run under way is stopped, which changes nothing, and done again without it. Where a step fails, the
     request that came last gets the error, and the others go on without it.
 
@@ -103,21 +103,23 @@ class Scheduler:
                 rows.told.put(None)
 
     def _let_enter(self) -> None:
-        while rows := self._next():
+        rows = self._next()
+        if not rows:
+            return
+        try:
+            tokens = list(self._slots.enter(rows))
+        except Stopped:
+            self._put_back(rows)
+            raise
+        except PinnaceError as error:  # none of them has entered
             owners = dict.fromkeys(self._owners[row] for row in rows)
-            try:
-                tokens = list(self._slots.enter(rows))
-            except Stopped:
+            if len(owners) == 1:
+                self._fail(owners, error)
+            else:
                 self._put_back(rows)
-                raise
-            except PinnaceError as error:  # none of them has entered
-                if len(owners) == 1:
-                    self._fail(owners, error)
-                else:
-                    self._put_back(rows)
-                    self._alone = len(owners)
-                continue
-            self._tell(rows, tokens)
+                self._alone = len(owners)
+            return
+        self._tell(rows, tokens)
 
     def _read(self) -> None:
         """Read a piece of the long prompt that is under way; its rows enter behind its end."""
@@ -141,7 +143,7 @@ class Scheduler:
         """Take the rows of a long prompt whose turn has come: of one request, and with the same prompt."""
         with self._lock:
             taken: list[Row] = []
-            while (row := self._first()) is not None:
+            while (row := self._first()) is not None and self._reads_in_pieces(row):
                 if taken and (row.prompt is not taken[0].prompt or self._owners[row] is not self._owners[taken[0]]):
                     break
                 self._take(taken)
@@ -157,14 +159,19 @@ class Scheduler:
         self._tell(self._slots.rows, tokens)
 
     def _next(self) -> list[Row]:
-        """Take the rows that enter now from those that wait: as many as there are slots and memory for."""
+        """Take the rows that enter now from those that wait: as many as there are slots, memory and tokens for."""
         with self._lock:
             taken: list[Row] = []
+            tokens = 0
             while (row := self._first()) is not None and not self._reads_in_pieces(row):
-                if taken and self._alone and self._owners[row] is not self._owners[taken[-1]]:
+                if not taken or row.prompt is not taken[-1].prompt:  # rows with the same prompt share one run of it
+                    tokens += len(row.prompt)
+                apart = self._alone and taken and self._owners[row] is not self._owners[taken[-1]]
+                if apart or (taken and tokens > PROMPT_PIECE):
                     break
                 self._take(taken)
-            self._alone = max(0, self._alone - 1)
+            if taken:
+                self._alone = max(0, self._alone - 1)
             return taken
 
     def _first(self) -> Row | None:
