@@ -19,11 +19,11 @@ from pinnace.spec import PAST, is_cached
 # Logits of one run may take this many bytes; longer prompts are run in pieces where the graph gives all positions.
 LOGITS_BYTES: Final = 64 << 20
 # A processor runs prompts by so many tokens: none is compared with those behind its piece, and what lies between the
-# products stays in the caches. Size S on one AVX2 core, of the time that whole ones take: 512 tokens 0.9 (int8, int4)
-# to 1 (fp32), 2,048 tokens 0.7 to 0.85, and eight rows of 8 to 300 tokens 0.65, also for want of padding. From 128 to
-# 256 it is all the same. A GPU, and a cache of fixed size, which is compared with whole, gain nothing.
+# products stays in the caches. 166 million weights, one AVX2 core, of the time that whole ones take: 512 tokens 0.9
+# (int8, int4) to 1 (fp32), 2,048 tokens 0.7 to 0.85, eight rows of 8 to 300 tokens 0.65, also for want of padding. From
+# 128 to 256 it is all the same. A GPU, and a cache of fixed size, which is compared with whole, gain nothing.
 PIECE: Final = 192
-WHOLE: Final = 1 << 14
+WHOLE: Final = 1 << 20
 _FLOATS: Final = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
