@@ -68,11 +68,11 @@ def test_memory_does_not_grow_with_every_new_shape(tmp_path: Path) -> None:
     ],
 )
 def test_threads_wait_for_the_next_operator_only(
-    version: str, spin: bool, busy: str, microseconds: str | None, monkeypatch: pytest.MonkeyPatch
+    version: str, spin: bool, busy: str, microseconds: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An onnxruntime that cannot bound the wait would wait for milliseconds after every run."""
     monkeypatch.setattr(ort.onnxruntime, "__version__", version)
-    options = native.session_options(2, spin=spin)
+    options = load(make_bundle(tmp_path / "b"), threads=1, spin=spin).native.get_session_options()
     found = {}
     for name in ("allow_spinning", "spin_duration_us"):
         with contextlib.suppress(RuntimeError):  # it was not set

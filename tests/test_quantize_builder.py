@@ -18,6 +18,7 @@ from pinnace.quantize import int8, tables
 from pinnace.quantize.latency import Latency
 from pinnace.quantize.rounding import channel_codes
 from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.decoder import PIECE, Decoder
 from pinnace.runtime.ort import plain_session
 from pinnace.runtime.pipelines import pipeline
 from pinnace.runtime.verify import verify_bundle
@@ -64,6 +65,7 @@ def test_gate_size_and_certificate(quantized: Quantized, name: str, scheme: str)
     if name == APERTUS:
         assert said["value"] <= {"int8": 0.01, "int4": 0.05}[precision]
         assert said["details"]["top1"] >= {"int8": 0.97, "int4": 0.92}[precision]
+        assert Decoder(pinnace.load(made, precision=precision, threads=1)).piece == PIECE
     else:
         assert said["value"] >= 0.99 * said["fp32"] > 0.9
         assert 0.97 < said["details"]["output_cosine"] < 1
