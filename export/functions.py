@@ -79,7 +79,8 @@ def xielu(opset: int) -> ir.Function:
     body = Body(["x"])
     x, alpha_p, alpha_n, beta = _open(body)
     below = body.op("Sub", body.op("Exp", body.op("Min", x, body.number(0.0))), body.number(1.0))
-    result = _with_curve(body, body.op("Max", below, x), x, alpha_p, alpha_n, beta)
+    elu = body.op("Max", below, x)
+    result = _with_curve(body, elu, x, body.op("Relu", x), alpha_p, alpha_n, beta)
     return body.function("XIELU", [body.like(result, body.inputs[0])], opset)
 
 
@@ -92,16 +93,16 @@ def clamped_xielu(opset: int) -> ir.Function:
     x, alpha_p, alpha_n, beta = _open(body)
     expm1 = body.op("Sub", body.op("Exp", body.op("Min", x, body.parameter("eps"))), body.number(1.0))
     negative = body.op("Mul", expm1, body.op("HardSigmoid", x, alpha=-_STEEP, beta=1.0))
-    elu = body.op("Add", negative, body.op("Relu", x))
-    result = _with_curve(body, elu, x, alpha_p, alpha_n, beta)
+    positive = body.op("Relu", x)
+    result = _with_curve(body, body.op("Add", negative, positive), x, positive, alpha_p, alpha_n, beta)
     return body.function("ClampedXIELU", [body.like(result, body.inputs[0])], opset)
 
 
 def _with_curve(
-    body: Body, elu: ir.Value, x: ir.Value, alpha_p: ir.Value, alpha_n: ir.Value, beta: ir.Value
+    body: Body, elu: ir.Value, x: ir.Value, positive: ir.Value, alpha_p: ir.Value, alpha_n: ir.Value, beta: ir.Value
 ) -> ir.Value:
-    """``x (a p + beta - b) + b elu``, with p = max(x, 0)."""
-    curve = body.op("Add", body.op("Mul", body.op("Relu", x), alpha_p), body.op("Sub", beta, alpha_n))
+    """``x (a p + beta - b) + b elu``, with p = max(x, 0) as ``positive``."""
+    curve = body.op("Add", body.op("Mul", positive, alpha_p), body.op("Sub", beta, alpha_n))
     return body.op("Add", body.op("Mul", elu, alpha_n), body.op("Mul", curve, x))
 
 
