@@ -67,6 +67,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     measured = {
         "one caller": {"seconds": summary(callers["serial"])},
         f"{CALLERS} callers": {"seconds": summary(callers["together"])},
+        f"{CALLERS} callers, replicas": {"seconds": summary(callers["replicas"])},
         "300 texts, one run at a time": {"seconds": summary(many["threads"])},
         "300 texts, replicas": {"seconds": summary(many["replicas"])},
         "one thread": {"most memory, MB": found["one replica"]["peak"] / MB},
@@ -82,6 +83,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         Figure("CPU in the seconds after a burst, of one core", 100 * found["idle"]["share"], 1, unit="%"),
         Figure(f"memory over {memory['runs']:,} random lengths, most of warm", memory["most"] / memory["warm"], 1.1),
         Figure(f"requests/s of {CALLERS} callers, of one's", ratio(callers["serial"], callers["together"]), 1, True),
+        Figure(
+            f"requests/s of {CALLERS} callers with replicas, of one's", ratio(callers["serial"], callers["replicas"])
+        ),
         Figure("memory of a second replica", second, unit="MB"),
         Figure("texts/s of replicas, of one run at a time", ratio(many["threads"], many["replicas"])),
     ]
@@ -153,19 +157,24 @@ def memory(model: Path, quick: bool, threads: int) -> dict[str, Any]:
 
 
 def callers(model: Path, quick: bool, threads: int) -> dict[str, Any]:
-    """The same requests from one caller and from eight at once, on one pipeline."""
+    """The same requests from one caller and from eight at once on one pipeline, and from eight on one with replicas."""
     import numpy as np
 
     import pinnace
 
-    pipe: Any = pinnace.pipeline("embed", model, threads=threads)
+    one: Any = pinnace.pipeline("embed", model, threads=threads)
+    many: Any = pinnace.pipeline("embed", model, threads=threads, replicas="auto")
     chosen = texts(300)
     requests = [chosen[i : i + 4] for i in range(0, 32 if quick else 160, 4)]
-    ask = lambda request: pipe(request, return_tensors=True)  # noqa: E731 - named for both callers
+
+    def ask(pipe: Any) -> Callable[[list[str]], Any]:
+        return lambda request: pipe(request, return_tensors=True)
+
     with ThreadPoolExecutor(CALLERS) as pool:
         ways: dict[str, Callable[[], list[Any]]] = {
-            "serial": lambda: list(map(ask, requests)),
-            "together": lambda: list(pool.map(ask, requests)),
+            "serial": lambda: list(map(ask(one), requests)),
+            "together": lambda: list(pool.map(ask(one), requests)),
+            "replicas": lambda: list(pool.map(ask(many), requests)),
         }
         return compared(ways, 2 if quick else 9, np)
 
@@ -202,7 +211,7 @@ def peak_of(count: int) -> Callable[[Path, bool, int], dict[str, Any]]:
 
 
 def compared(ways: dict[str, Callable[[], list[Any]]], rounds: int, np: Any) -> dict[str, Any]:
-    """Seconds of both ways in turn, one round not counted, and the largest difference of their results."""
+    """Seconds of all ways in turn, one round not counted, and the largest difference from the first one's results."""
     seconds: dict[str, Any] = {name: [] for name in ways}
     results: dict[str, Any] = {}
     for turn in range(rounds + 1):
@@ -211,9 +220,9 @@ def compared(ways: dict[str, Callable[[], list[Any]]], rounds: int, np: Any) -> 
             results[name] = np.concatenate([np.asarray(part) for part in run()])
             if turn:
                 seconds[name].append(time.perf_counter() - start)
-    one, other = results.values()
+    first, *others = results.values()
     print({name: statistics.median(found) for name, found in seconds.items()}, file=sys.stderr)
-    return {**seconds, "off": float(np.abs(one - other).max())}
+    return {**seconds, "off": max(float(np.abs(first - other).max()) for other in others)}
 
 
 CHILDREN: Final[dict[str, Callable[[Path, bool, int], dict[str, Any]]]] = {

@@ -15,6 +15,14 @@ from pinnace.runtime import threads
 PATIENCE: Final = 1.0
 
 
+class _Place:
+    """A place in the line: the cores that its run wants, and whether they are lent."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.turn = threading.Event()
+
+
 class CoreQueue:
     """So many cores, lent to runs in the order in which they ask.
 
@@ -27,8 +35,8 @@ class CoreQueue:
     def __init__(self, cores: int) -> None:
         self._cores = cores
         self._free = cores
-        self._line: collections.deque[object] = collections.deque()
-        self._changed = threading.Condition()
+        self._line: collections.deque[_Place] = collections.deque()
+        self._lock = threading.Lock()
 
     @contextlib.contextmanager
     def lent(self, count: int, patience: float = PATIENCE) -> Iterator[None]:
@@ -38,21 +46,33 @@ class CoreQueue:
             count: how many; more than there are counts as all of them.
             patience: seconds to wait for them before going on without.
         """
-        wanted, ticket = min(count, self._cores), object()
-        with self._changed:
-            self._line.append(ticket)
-            try:
-                self._changed.wait_for(lambda: self._line[0] is ticket and self._free >= wanted, patience)
-            finally:
-                self._line.remove(ticket)
-                self._free -= wanted
-                self._changed.notify_all()
+        place = _Place(min(count, self._cores))
+        with self._lock:
+            self._line.append(place)
+            self._admit()
         try:
+            if not place.turn.wait(patience):
+                with self._lock:
+                    if not place.turn.is_set():
+                        self._line.remove(place)
+                        self._lend(place)
             yield
         finally:
-            with self._changed:
-                self._free += wanted
-                self._changed.notify_all()
+            with self._lock:
+                if place.turn.is_set():
+                    self._free += place.wanted
+                else:  # interrupted while it waited
+                    self._line.remove(place)
+                self._admit()
+
+    def _admit(self) -> None:
+        """Wake those whose turn it is, and nobody else: a thread that wakes for nothing takes a core from a run."""
+        while self._line and self._free >= self._line[0].wanted:
+            self._lend(self._line.popleft())
+
+    def _lend(self, place: _Place) -> None:
+        self._free -= place.wanted
+        place.turn.set()
 
 
 _queue: CoreQueue | None = None

@@ -160,8 +160,8 @@ def test_a_run_in_the_graph_is_cancelled(tmp_path: Path) -> None:
 
 
 def test_cores_are_lent_in_order_and_with_patience() -> None:
-    queue, order = CoreQueue(2), []
-    with queue.lent(9), ThreadPoolExecutor(3) as pool:
+    queue, order = CoreQueue(1), []
+    with ThreadPoolExecutor(3) as pool, queue.lent(9):
 
         def take(number: int) -> None:
             with queue.lent(1, patience=30):
@@ -175,13 +175,22 @@ def test_cores_are_lent_in_order_and_with_patience() -> None:
         with queue.lent(1, patience=0.01):  # goes on without
             assert time.monotonic() - begun < 20
         assert order == []
-        queue._free += 2
-        with queue._changed:
-            queue._changed.notify_all()
-        while len(order) < 3:
-            time.sleep(0.001)
-        queue._free -= 2
-    assert (order[0], queue._free, list(queue._line)) == (0, 2, [])
+    assert (order, queue._free, list(queue._line)) == ([0, 1, 2], 1, [])
+
+
+def test_a_run_that_is_interrupted_in_the_line_takes_no_cores_with_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    queue = CoreQueue(2)
+
+    def interrupted(self: threading.Event, timeout: float | None = None) -> bool:
+        raise KeyboardInterrupt
+
+    with queue.lent(2):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(threading.Event, "wait", interrupted)
+            with queue.lent(2):
+                pytest.fail("ran without a core")
+        assert (queue._free, list(queue._line)) == (0, [])
+    assert queue._free == 2
 
 
 def test_waiting_for_cores_counts_in_the_timeout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
