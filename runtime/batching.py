@@ -17,6 +17,9 @@ _BYTES_PER_TOKEN_AND_HIDDEN: Final = 16
 # A virtual machine reports its host's whole last-level cache, so no more than this is believed.
 _MOST_CACHE: Final = 4 << 20
 _FEWEST_TOKENS: Final = 128
+# What a run costs beside its tokens, in tokens. Measured on one and two threads of an AMD EPYC: 13 for BERT-base, 10 to
+# 16 for all-MiniLM-L6-v2 in fp32 and int8, 22 to 27 for a hidden size of 128.
+RUN_TOKENS: Final = 16
 _MOST_TOKENS: Final = 4096
 
 
@@ -26,8 +29,9 @@ def plan_batches(
     token_budget: int,
     max_rows: int | None = None,
     rows_within: Callable[[int], int] | None = None,
+    run_tokens: int = RUN_TOKENS,
 ) -> list[list[int]]:
-    """Group rows into batches by length.
+    """Group rows into the batches that take the least time: few runs against little padding.
 
     Args:
         lengths: tokens of each row.
@@ -35,6 +39,7 @@ def plan_batches(
             budget is a batch of its own.
         max_rows: most rows of a batch.
         rows_within: most rows of a given length, such as the memory allows; None for no such limit.
+        run_tokens: what a run costs beside its tokens, in tokens.
 
     Returns:
         Lists of indexes into ``lengths``, every index once, the longest rows first; equal input, equal result.
@@ -44,18 +49,28 @@ def plan_batches(
     """
     if token_budget < 1 or (max_rows is not None and max_rows < 1):
         raise UsageError(f"token_budget is {token_budget} and max_rows {max_rows}; expected at least 1")
-    batches: list[list[int]] = []
-    room = 0
     # Longest first: the first batch makes the runtime's memory as large as it will ever be.
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if room == 0:
-            batches.append([])
-            room = max(1, token_budget // max(1, lengths[index]))
-            room = room if max_rows is None else min(room, max_rows)
-            room = room if rows_within is None else min(room, rows_within(lengths[index]))
-        batches[-1].append(index)
-        room -= 1
-    return batches
+    order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
+    sizes = [max(1, lengths[i]) for i in order]
+    # Batches are neighbours in this order: the cheapest way to run the rows before each place, and its last batch.
+    costs, starts = [0] + [0] * len(order), [0] * (len(order) + 1)
+    reached = 0
+    for first, longest in enumerate(sizes):
+        room = max(1, token_budget // longest)
+        room = room if max_rows is None else min(room, max_rows)
+        room = room if rows_within is None else min(room, rows_within(longest))
+        for end in range(first + 1, min(first + room, len(order)) + 1):
+            if longest - sizes[end - 1] > run_tokens:
+                break  # this row's padding costs more than a run of its own
+            cost = costs[first] + run_tokens + (end - first) * longest
+            if end > reached or cost < costs[end]:
+                costs[end], starts[end] = cost, first
+            reached = max(reached, end)
+    batches, end = [], len(order)
+    while end:
+        batches.append(order[starts[end] : end])
+        end = starts[end]
+    return batches[::-1]
 
 
 def default_token_budget(hidden_size: int) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -48,8 +48,22 @@ def make_feeds(
     return feeds
 
 
-def fixed_shape(manifest: Manifest) -> tuple[int, int | None]:
-    """Rows that belong together (the choices of a fixed-shape graph), and the rows of its batch if fixed."""
+class FixedShape(NamedTuple):
+    """What a graph fixes of its inputs' shape.
+
+    Attributes:
+        width: rows that belong together: the choices where their number is fixed, else 1.
+        rows: rows of the batch, each of ``width``; None where any number will do.
+        tokens: tokens of a row; None where any number will do.
+    """
+
+    width: int
+    rows: int | None
+    tokens: int | None
+
+
+def fixed_shape(manifest: Manifest) -> FixedShape:
+    """Return what a bundle's graphs fix of their inputs' shape."""
     shape = next(spec.shape for spec in manifest.inputs if spec.name == "input_ids")
-    width = shape[1] if len(shape) == 3 and isinstance(shape[1], int) else 1
-    return width, shape[0] if isinstance(shape[0], int) else None
+    fixed = [size if isinstance(size, int) else None for size in shape]
+    return FixedShape((fixed[1] or 1) if len(shape) == 3 else 1, fixed[0], fixed[-1])

@@ -8,8 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.runtime.batching import default_token_budget
+from pinnace.runtime.batching import RUN_TOKENS, default_token_budget
 from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.feeds import fixed_shape
 from pinnace.runtime.footprint import Footprint
 from pinnace.runtime.session import Session
 from pinnace.runtime.threads import thread_count
@@ -27,6 +28,7 @@ class Parts:
         session: runs the graph.
         tokenizer: makes its inputs.
         token_budget: most tokens of a batch, padding counted.
+        run_tokens: what a run costs beside its tokens, in tokens.
         longest: most tokens of a row.
         footprint: what weights and runs take of the memory.
     """
@@ -34,6 +36,7 @@ class Parts:
     session: Session
     tokenizer: Tokenizer
     token_budget: int
+    run_tokens: int
     longest: int
     footprint: Footprint
 
@@ -58,15 +61,17 @@ def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> P
             spin=arguments["spin"], memory_limit=arguments["memory_limit"],
         )  # fmt: skip
         tokenizer = reading.result()
-    fixed = next(spec.shape[-1] for spec in manifest.inputs if spec.name == "input_ids")
+    shape = fixed_shape(manifest)
     longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
-    longest = min(longest, fixed) if isinstance(fixed, int) else longest
+    longest = min(longest, shape.tokens or longest)
     config = bundle.config()
     budget = arguments["batch_tokens"] or default_token_budget(int(config.get("hidden_size", 768)))
     numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
     budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
+    # A run of fixed shape costs the same whatever it holds, and one on a GPU little more for many rows than for few.
+    few = shape.rows or shape.tokens or arguments["device"] != "cpu"
     footprint = Footprint.of(manifest, session.precision, config)
-    return Parts(session, tokenizer, budget, longest, footprint)
+    return Parts(session, tokenizer, budget, budget if few else RUN_TOKENS, longest, footprint)
 
 
 class _Reading(threading.Thread):

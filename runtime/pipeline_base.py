@@ -5,9 +5,9 @@ from __future__ import annotations
 import abc
 import dataclasses
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, TypeAlias
+from typing import Any, ClassVar, Final, Generic
 
 from pinnace.errors import InputError, MachineError, UsageError, unknown_word
 from pinnace.runtime import workers
@@ -19,9 +19,9 @@ from pinnace.runtime.footprint import check_memory_limit
 from pinnace.runtime.opening import Parts, open_parts
 from pinnace.runtime.pipeline_checks import Pair, check_count, check_replicas, pieces
 from pinnace.runtime.providers import providers_for
-from pinnace.runtime.scores import Array
 from pinnace.runtime.session import Session
-from pinnace.runtime.threads import thread_count
+from pinnace.runtime.shared_runs import Outputs, SharedRuns
+from pinnace.runtime.threads import granted_cores, thread_count
 from pinnace.runtime.tokenizer import BatchEncoding, Tokenizer
 from pinnace.spec import Manifest
 
@@ -30,8 +30,6 @@ from pinnace.spec import Manifest
 CHUNK: Final = 1024
 CHUNK_CHARACTERS: Final = 1 << 20
 __all__ = ["CallOptions", "Options", "Outputs", "Pipeline"]
-
-Outputs: TypeAlias = Mapping[str, Array]
 
 
 class Pipeline(abc.ABC, Generic[Options]):
@@ -102,6 +100,7 @@ class Pipeline(abc.ABC, Generic[Options]):
         self._bundle = opened
         self._opened: Parts | None = None
         self._lock = threading.Lock()
+        self._shared_runs = SharedRuns(self._plan, self._runs_at_once)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Answer one input, a list of inputs, or lazily any other iterable of inputs.
@@ -204,44 +203,56 @@ class Pipeline(abc.ABC, Generic[Options]):
             raise InputError(
                 f"an input has {max(lengths)} tokens, expected at most {opened.longest}; leave truncation on, or cut it"
             )
-        width, rows = fixed_shape(self.manifest)
-        heaviest = [max(lengths[i : i + width]) for i in range(0, len(lengths), width)]
-        most = min((n for n in (options.batch_size, rows) if n is not None), default=None)
-        jobs = plan_batches(
-            heaviest, token_budget=opened.token_budget, max_rows=most, rows_within=self._rows_within(width, rows)
-        )
+        shape = fixed_shape(self.manifest)
+        units = [encodings[i : i + shape.width] for i in range(0, len(encodings), shape.width)]
+        heaviest = [max(map(len, unit)) for unit in units]
+        most = min((n for n in (options.batch_size, shape.rows) if n is not None), default=None)
+        jobs = self._plan(heaviest, most)
 
-        def run(units: list[int]) -> tuple[list[int], Outputs]:
-            places = [unit * width + i for unit in units for i in range(width)]
-            left = options.seconds_left()
+        def run(chosen: list[Sequence[Any]]) -> Outputs:
+            left, rows = options.seconds_left(), [row for unit in chosen for row in unit]
             try:
                 padding = self.tokenizer.pad_token_id or 0
-                feeds = make_feeds(self.manifest, [encodings[i] for i in places], padding, width, rows)
                 outputs = opened.session.run(
-                    feeds, outputs=self.output_names, timeout=left, cancellation=options.cancellation
-                )
+                    make_feeds(self.manifest, rows, padding, shape.width, shape.rows),
+                    outputs=self.output_names, timeout=left, cancellation=options.cancellation,
+                )  # fmt: skip
             except MemoryError:
-                raise MachineError(f"not enough memory for a batch of {len(places)} rows; set batch_tokens=") from None
-            return places, {name: values[: len(units)] for name, values in outputs.items()}
+                raise MachineError(f"not enough memory for a batch of {len(rows)} rows; set batch_tokens=") from None
+            return {name: values[: len(chosen)] for name, values in outputs.items()}
 
         if self.replicas == 1 or len(jobs) == 1:
-            yield from map(run, jobs)
+            alone = most is not None or shape.width > 1
+            parts = self._shared_runs.batches(units, heaviest, jobs, run, options, alone=alone)
         else:
-            yield from workers.run_in_order(run, jobs, self.replicas)
+            parts = workers.run_in_order(lambda job: (job, run([units[i] for i in job])), jobs, self.replicas)
+        for job, outputs in parts:
+            yield [unit * shape.width + i for unit in job for i in range(shape.width)], outputs
 
-    def _rows_within(self, width: int, rows: int | None) -> Callable[[int], int] | None:
-        """How many rows (of ``width`` each) of a length the memory limit leaves room for; None where there is none."""
-        limit, footprint = self._arguments["memory_limit"], self._open().footprint
-        if limit is None:
-            return None
+    @property
+    def _runs_at_once(self) -> int:
+        """How many runs of all calls keep the device busy: on a GPU one, and one that is made ready meanwhile."""
+        if self._arguments["device"] != "cpu":
+            return 2
+        threads = max(1, thread_count(self._arguments["threads"]) // self.replicas)
+        return max(self.replicas, granted_cores() // threads)
+
+    def _plan(self, lengths: Sequence[int], most: int | None = None) -> list[list[int]]:
+        """Group rows of these lengths, or groups of rows where a graph fixes how many belong together, into batches."""
+        opened, limit = self._open(), self._arguments["memory_limit"]
+        width, count, _ = fixed_shape(self.manifest)
 
         def within(length: int) -> int:
-            found = footprint.rows_within(length, limit, self.replicas) // width
-            if found < (rows or 1):
-                footprint.check_run((rows or 1) * width * self.replicas, length, limit)
+            """How many groups the memory limit leaves room for."""
+            found = opened.footprint.rows_within(length, limit, self.replicas) // width
+            if found < (count or 1):
+                opened.footprint.check_run((count or 1) * width * self.replicas, length, limit)
             return found
 
-        return within
+        return plan_batches(
+            lengths, token_budget=opened.token_budget, run_tokens=opened.run_tokens, max_rows=most,
+            rows_within=None if limit is None else within,
+        )  # fmt: skip
 
     def _route(self, inputs: Any, options: Options) -> Any:
         if self.is_one(inputs, options):

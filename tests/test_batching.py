@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -21,6 +23,29 @@ def test_every_row_once_and_within_the_budget(lengths: list[int], budget: int, r
         assert 1 <= len(batch) <= (rows or len(batch))
         assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
     assert batches == plan_batches(lengths, token_budget=budget, max_rows=rows)
+
+
+@settings(deadline=None)
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=9), st.integers(1, 300), st.integers(0, 40))
+def test_no_other_cut_is_cheaper(lengths: list[int], budget: int, run_tokens: int) -> None:
+    sizes = sorted(lengths, reverse=True)
+
+    def cost(batches: list[list[int]]) -> int:
+        return sum(run_tokens + len(batch) * max(batch) for batch in batches)
+
+    possible = []
+    for cuts in itertools.product([False, True], repeat=len(sizes) - 1):
+        edges = [0, *(i for i, cut in enumerate(cuts, 1) if cut), len(sizes)]
+        batches = [sizes[a:b] for a, b in itertools.pairwise(edges)]
+        if all(len(batch) == 1 or len(batch) * batch[0] <= budget for batch in batches):
+            possible.append(cost(batches))
+    planned = plan_batches(lengths, token_budget=budget, run_tokens=run_tokens)
+    assert cost([[lengths[i] for i in batch] for batch in planned]) == min(possible)
+
+
+def test_a_long_row_does_not_pad_short_ones() -> None:
+    assert plan_batches([12, 127, 13, 15], token_budget=640) == [[1], [3, 2, 0]]
+    assert plan_batches([12, 127, 13, 15], token_budget=640, run_tokens=640) == [[1, 3, 2, 0]]
 
 
 def test_sorting_saves_padding() -> None:
