@@ -100,7 +100,7 @@ class Pipeline(abc.ABC, Generic[Options]):
         self._bundle = opened
         self._opened: Parts | None = None
         self._lock = threading.Lock()
-        self._shared_runs = SharedRuns(self._plan, self._runs_at_once)
+        self.shared_runs = SharedRuns(self._plan, self._runs_at_once)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Answer one input, a list of inputs, or lazily any other iterable of inputs.
@@ -223,7 +223,7 @@ class Pipeline(abc.ABC, Generic[Options]):
 
         if self.replicas == 1 or len(jobs) == 1:
             alone = most is not None or shape.width > 1
-            parts = self._shared_runs.batches(units, heaviest, jobs, run, options, alone=alone)
+            parts = self.shared_runs.batches(units, heaviest, jobs, run, options, alone=alone)
         else:
             parts = workers.run_in_order(lambda job: (job, run([units[i] for i in job])), jobs, self.replicas)
         for job, outputs in parts:

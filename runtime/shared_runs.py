@@ -40,6 +40,18 @@ class SharedRuns:
         self._lock = threading.Lock()
         self._calls: list[_Call] = []  # whose turn is next comes first
         self._running = 0
+        self._rows_running = 0
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait for a run."""
+        with self._lock:
+            return sum(len(job) for call in self._calls for job in call.jobs)
+
+    @property
+    def running(self) -> int:
+        """Rows of the runs under way."""
+        return self._rows_running
 
     def batches(
         self,
@@ -119,6 +131,7 @@ class SharedRuns:
             if owner is not call:
                 owner.lend(place)
         self._running += 1
+        self._rows_running += len(candidates)
         self._calls.remove(call)
         self._calls.append(call)
         self._wake()
@@ -138,6 +151,7 @@ class SharedRuns:
         finally:
             with self._lock:
                 self._running -= 1
+                self._rows_running -= len(taken)
                 for owner, lines in owners.items():
                     places = [taken[i][1] for i in lines]
                     if owner is not call:

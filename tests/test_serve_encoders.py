@@ -1,4 +1,4 @@
-"""Encoders' requests at work together: answered as alone, and stopped only where nobody waits any more."""
+"""Encoders' requests at work together: answered as alone, their tokens counted, and stopped each by its own call."""
 
 from __future__ import annotations
 
@@ -14,33 +14,28 @@ import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError
 from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.server.batcher import Batcher
+from pinnace.runtime.server.views import encoder_view
 from pinnace.runtime.server.work import Call
 from tests.conftest import same
 from tests.serving import PATIENCE
 
 
 class Gate:
-    """Holds a pipeline's first call until it is opened, and counts the inputs of each."""
+    """Holds a session's first run until it is opened, and counts the rows of each."""
 
     def __init__(self, pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.sizes: list[int] = []
+        self.rows: list[int] = []
         self.reached, self.opened = threading.Event(), threading.Event()
-        answer = type(pipe).answer
+        run = type(pipe.session).run
 
-        def watched(given: Any, items: Any, options: Any) -> Any:
-            self.sizes.append(len(items))
+        def watched(session: Any, feeds: Any, **limits: Any) -> Any:
+            self.rows.append(len(feeds["input_ids"]))
             self.reached.set()
             assert self.opened.wait(PATIENCE)
-            options.seconds_left()
-            return answer(given, items, options)
+            return run(session, feeds, **limits)
 
-        monkeypatch.setattr(type(pipe), "answer", watched)
-
-
-def behind(batcher: Batcher, count: int) -> None:
-    while batcher.waiting < count:
-        time.sleep(0.005)
+        monkeypatch.setattr(type(pipe.session), "run", watched)
+        pipe.shared_runs._at_once = 1
 
 
 def test_what_waits_is_answered_together_and_as_alone(
@@ -50,58 +45,58 @@ def test_what_waits_is_answered_together_and_as_alone(
     texts = [f"the {'plant ' * i}[MASK]" for i in range(6)]
     want = [pipe(text) for text in texts]
     two = pipe(texts[0], top_k=2)
-    gate, batcher = Gate(pipe, monkeypatch), Batcher(pipe)
+    gate = Gate(pipe, monkeypatch)
+    calls = [Call() for _ in range(7)]
 
-    def ask(call: Call, *given: str, **options: Any) -> list[Any]:
-        return batcher.answer(call, [pipe.check_input(one, "the input") for one in given], pipe._read_options(options))
+    def waits(rows: int) -> None:
+        while pipe.shared_runs.waiting < rows:
+            time.sleep(0.005)
 
-    calls = [Call() for _ in range(9)]
-    with ThreadPoolExecutor(9) as pool:
-        first = pool.submit(ask, calls[0], texts[0])
+    with ThreadPoolExecutor(7) as pool:
+
+        def ask(number: int, given: str | list[str], **options: Any) -> Any:
+            return pool.submit(encoder_view(pipe, calls[number]), given, **options)
+
+        first = ask(0, texts[0])
         assert gate.reached.wait(PATIENCE)
-        asked: list[tuple[list[str], dict[str, Any]]] = [
-            ([texts[1]], {}), (texts[2:4], {}), ([texts[0]], {"top_k": 2}), (["no place"], {}), ([texts[4]], {}),
-        ]  # fmt: skip
-        rest, come = [], 0
-        for call, (given, options) in zip(calls[1:], asked, strict=False):
-            rest.append(pool.submit(ask, call, *given, **options))
-            behind(batcher, come := come + len(given))
-        gone = pool.submit(ask, calls[6], texts[5])
-        behind(batcher, come + 1)
-        calls[6].cancel()
+        rest = [ask(1, texts[1]), ask(2, texts[2:4]), ask(3, texts[0], top_k=2), ask(4, texts[4])]
+        waits(5)
+        gone = ask(5, texts[5])
+        waits(6)
+        assert pipe.shared_runs.running == 1
+        calls[5].cancel()
         with pytest.raises(DeadlineExceeded, match="cancelled"):
             gone.result(PATIENCE)
+        with pytest.raises(InputError, match=r"\[MASK\]"):
+            ask(6, "no place").result(PATIENCE)
         gate.opened.set()
-        assert same(first.result(PATIENCE), [want[0]])
-        assert same(rest[0].result(PATIENCE), [want[1]]) and same(rest[1].result(PATIENCE), want[2:4])
-        assert same(rest[2].result(PATIENCE), [two]) and same(rest[4].result(PATIENCE), [want[4]])
-        with pytest.raises(InputError, match=r"\[MASK\]") as alone:
-            rest[3].result(PATIENCE)
-    with pytest.raises(InputError) as said:
-        pipe("no place")
-    assert str(alone.value) == str(said.value)
-    # One; then all with equal options, which fail together and are answered each by itself; then the other options.
-    assert gate.sizes[:7] == [1, 5, 1, 2, 1, 1, 1]
-    assert batcher.waiting == 0 and calls[1].tokens_in > 0
+        for asked, wanted in zip([first, *rest], [want[0], want[1], want[2:4], two, want[4]], strict=True):
+            assert same(asked.result(PATIENCE), wanted)
+    assert gate.rows == [1, 5]
+    alone = [len(pipe.encode(text).input_ids) for text in texts]
+    assert [call.tokens_in for call in calls[:5]] == [alone[0], alone[1], alone[2] + alone[3], alone[0], alone[4]]
+    assert (pipe.shared_runs.waiting, pipe.shared_runs.running) == (0, 0)
 
 
-def test_a_run_ends_when_nobody_waits_for_it(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_request_that_leaves_does_not_take_others_along(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     pipe = pipeline("embed", bundle_of("tiny-embed"), threads=1)
     want = pipe("good")
-    gate, batcher = Gate(pipe, monkeypatch), Batcher(pipe)
-    calls = [Call() for _ in range(4)]
-    options = pipe._read_options({})
-    with ThreadPoolExecutor(4) as pool:
-        asked = [pool.submit(batcher.answer, calls[0], ["first"], options)]
+    gate = Gate(pipe, monkeypatch)
+    calls = [Call() for _ in range(3)]
+    with ThreadPoolExecutor(3) as pool:
+        asked = [pool.submit(encoder_view(pipe, calls[0]), "first")]
         assert gate.reached.wait(PATIENCE)
         for count in (1, 2):
-            asked.append(pool.submit(batcher.answer, calls[count], ["good"], options))
-            behind(batcher, count)
-        calls[0].cancel()  # the only one of its run
+            asked.append(pool.submit(encoder_view(pipe, calls[count]), "good"))
+            while pipe.shared_runs.waiting < count:
+                time.sleep(0.005)
+        calls[0].cancel()
+        gate.opened.set()
         with pytest.raises(DeadlineExceeded):
             asked[0].result(PATIENCE)
-        gate.opened.set()
-        calls[1].cancel()  # its mate goes on
-        with contextlib.suppress(DeadlineExceeded):
+        calls[1].cancel()
+        with contextlib.suppress(DeadlineExceeded):  # unless it was faster
             asked[1].result(PATIENCE)
-        assert same(asked[2].result(PATIENCE), [want])
+        assert same(asked[2].result(PATIENCE), want)

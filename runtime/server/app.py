@@ -159,8 +159,8 @@ class Service:
         models = self.models.values()
         gauges = (
             ("pinnace_requests_in_flight", "Requests at work or waiting", {m.name: m.requests for m in models}),
-            ("pinnace_queue_depth", "Rows or inputs that wait for a run", {m.name: m.waiting for m in models}),
-            ("pinnace_running_rows", "Rows or inputs of the run under way", {m.name: m.running for m in models}),
+            ("pinnace_queue_depth", "Rows that wait for a run", {m.name: m.waiting for m in models}),
+            ("pinnace_running_rows", "Rows of the runs under way", {m.name: m.running for m in models}),
         )
         await exchange.reply_text(self.metrics.text(gauges), "text/plain; version=0.0.4; charset=utf-8")
 

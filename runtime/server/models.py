@@ -14,13 +14,13 @@ from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.inputs import example_inputs
 from pinnace.runtime.pipeline_base import Pipeline
 from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.server.batcher import Batcher
 from pinnace.runtime.server.failures import Refused
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.settings import Settings
 from pinnace.runtime.server.slot_generator import SlotGenerator
-from pinnace.runtime.server.views import view
+from pinnace.runtime.server.views import encoder_view, view
 from pinnace.runtime.server.work import Call
+from pinnace.runtime.shared_runs import SharedRuns
 from pinnace.runtime.text_generation import TextGenerationPipeline
 
 _NAME: Final = re.compile(r"[\w.:@+-]+(/[\w.:@+-]+)*")
@@ -76,12 +76,10 @@ class Model:
         self._requests = 0
         self._lock = threading.Lock()
         self._warm(settings.timeout)
-        self._queue: Scheduler | Batcher
+        self._queue: Scheduler | SharedRuns = self.pipe.shared_runs
         if isinstance(self.pipe, TextGenerationPipeline):
             self._queue = Scheduler(self.pipe.generator.decoder, settings.slots)
             self._generator = SlotGenerator(self.pipe.generator, self._queue)
-        else:
-            self._queue = Batcher(self.pipe)
 
     @property
     def task(self) -> str:
@@ -95,18 +93,18 @@ class Model:
 
     @property
     def waiting(self) -> int:
-        """Rows or inputs that wait for their turn."""
+        """Rows that wait for their turn."""
         return self._queue.waiting
 
     @property
     def running(self) -> int:
-        """Rows or inputs of the run under way."""
+        """Rows of the runs under way."""
         return self._queue.running
 
     def view(self, call: Call) -> Any:
         """Return the pipeline as one request sees it: its runs are shared with others, and end with its ``call``."""
-        if isinstance(queue := self._queue, Batcher):
-            return view(self.pipe, answer=lambda items, options: queue.answer(call, items, options))
+        if isinstance(self._queue, SharedRuns):
+            return encoder_view(self.pipe, call)
         return view(self.pipe, generator=self._generator.counting(call))
 
     def admit(self) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from pinnace.runtime.pipeline_base import Pipeline
+from pinnace.runtime.server.work import Call
 
 
 def view(pipe: Pipeline[Any], **replaced: Any) -> Any:
@@ -19,3 +21,16 @@ def view(pipe: Pipeline[Any], **replaced: Any) -> Any:
     made = object.__new__(type(pipe))
     vars(made).update(vars(pipe), **replaced)
     return made
+
+
+def encoder_view(pipe: Pipeline[Any], call: Call) -> Any:
+    """Return an encoder's pipeline as a request sees it: its tokens are counted, and its runs end with its ``call``."""
+
+    def batches(encodings: Any, options: Any) -> Any:
+        call.tokens_in += sum(map(len, encodings))
+        return pipe.batches(encodings, options)
+
+    counted = view(pipe, batches=batches)
+    return view(
+        pipe, answer=lambda items, options: counted.answer(items, dataclasses.replace(options, cancellation=call))
+    )
