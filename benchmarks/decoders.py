@@ -10,6 +10,7 @@ import resource
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +21,8 @@ from benchmarks import llama_decoder
 BATCH: Final = (4, 8, 12, 16, 24, 32, 48, 64)  # lengths of the prompts that run together
 ORT, ONNX, TRANSFORMERS, GENAI = "pinnace, ort", "pinnace, onnx", "transformers", "ONNX Runtime GenAI (Qwen3)"
 LLAMA, TOY, MEMORY = "llama.cpp", "toy", "memory"
+ATTENTION: Final = "GroupQueryAttention"  # of the graphs of the target ort
+READS: Final = 4
 Seen = Callable[[int], None]
 
 
@@ -123,6 +126,20 @@ class Pinnace:
         with RunLimit(None, None, None) as limit:
             _, found = self.generator.decoder.prompt([np.array(prompt_ids(prompt, self.vocabulary))], limit)
         return {"logits": found[0].tolist()}
+
+    def attention(self, prompt: int, steps: int) -> dict[str, float]:
+        """Give the seconds that a step takes in a graph whose nodes are timed, and those of its attention: medians."""
+        from pinnace.bench.profile_events import read_runs
+        from pinnace.bench.profile_work import ProfiledSession
+        from pinnace.runtime.generation import Generator
+
+        given = self.session
+        with tempfile.TemporaryDirectory() as folder:
+            session = ProfiledSession(given.bundle, given.precision, given.threads, Path(folder), keep_graph=False)
+            Generator(session).generate([prompt_ids(prompt, self.vocabulary)], max_new_tokens=steps + 1, **self.options)
+            runs = read_runs(session.native.end_profiling())[-steps:]
+        attention = [sum(node.seconds for node in run.nodes if node.op_type == ATTENTION) for run in runs]
+        return {"step": statistics.median(run.seconds for run in runs), "attention": statistics.median(attention)}
 
     def placement(self) -> dict[str, list[str]]:
         """Give the kinds of nodes that each provider runs; a node's kind is the last part of its name."""
@@ -264,7 +281,10 @@ class Memory:
         self._array: Any = None
 
     def speed(self, size: int) -> dict[str, float]:
-        """Give bytes a second: the better of a sum and of a matrix with a vector, as a decoder's step reads weights."""
+        """Give bytes a second: the better of a sum and of a matrix with a vector, as a decoder's step reads weights.
+
+        Of several reads the mean counts, as the mean of many steps does: the best would be another moment's.
+        """
         import numpy as np
 
         width = 1024
@@ -273,10 +293,10 @@ class Memory:
             self._vector = np.ones(width, np.float32)
         best = 0.0
         for read in (np.sum, lambda array: array @ self._vector):
-            for _ in range(3):
-                start = time.perf_counter()
+            start = time.perf_counter()
+            for _ in range(READS):
                 read(self._array)
-                best = max(best, self._array.nbytes / (time.perf_counter() - start))
+            best = max(best, READS * self._array.nbytes / (time.perf_counter() - start))
         return {"speed": best}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common import Figure, Server, affinity, finish, interleave, parser, ratio, run_child, summary
-from benchmarks.decoders import BATCH, GENAI, MEMORY, ONNX, ORT, TOY, TRANSFORMERS
+from benchmarks.decoders import ATTENTION, BATCH, GENAI, MEMORY, ONNX, ORT, TOY, TRANSFORMERS
 
 SHAPE: Final = {
     "hidden_size": 1024, "num_hidden_layers": 12, "num_attention_heads": 16, "num_key_value_heads": 4,
@@ -62,9 +62,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         servers = {name: stack.enter_context(server(arguments, name, models[name])) for name in models}
         memory = stack.enter_context(server(arguments, MEMORY, folder))
         turns: dict[str, Callable[[], Any]] = {name: turn(servers[name], contexts, steps) for name in servers}
+        turns[ATTENTION] = lambda: [servers[ORT].ask(op="attention", prompt=max(c, 1), steps=steps) for c in contexts]
         turns[MEMORY] = lambda: memory.ask(op="speed", size=1 << (24 if quick else 30))["speed"]
         found = interleave(turns, rounds)
-        speeds = found.pop(MEMORY)
+        speeds, traced = found.pop(MEMORY), found.pop(ATTENTION)
         peaks = {name: servers[name].ask(op="peak")["bytes"] / MB for name in servers}
         together = interleave({name: batch(servers[ORT], rows, 2 * steps) for name, rows in ROWS.items()}, rounds)
         numbers = compare({name: answer(servers[name]) for name in (ORT, ONNX, TRANSFORMERS)})
@@ -78,6 +79,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     }
     measured["limit of the memory"] = {name: summary(values) for name, values in limits.items()}
     measured["memory"] = {"read, GB/s": summary([speed / GB for speed in speeds])}
+    for place, context in enumerate(contexts):
+        for part in ("step", "attention"):
+            values = [1000 * row[place][part] for row in traced]
+            measured[f"{ORT}, timed by node: {part} at {context}"] = {"ms a token": summary(values)}
     for name, values in together.items():
         measured[f"{ORT}: {len(BATCH)} prompts {name}"] = {"new tokens/s": summary(values)}
     for part in ("loop", "native"):
@@ -87,6 +92,10 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         for name in (ORT, ONNX)
         for quantity, limit in limits.items()
     ]
+    beside = [[row["step"] - row["attention"] for row in rows] for rows in traced]
+    longer = statistics.median(rows[-1] / rows[0] for rows in beside)
+    title = f"{ORT}, timed by node: time beside attention at {contexts[-1]}, of that at {contexts[0]}"
+    figures.append(Figure(title, longer, 1.05))
     figures += [
         Figure(f"{ORT}: {quantity}, of that of {peer}", ratio(columns[ORT][quantity], values))
         for peer in columns

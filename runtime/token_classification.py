@@ -96,11 +96,11 @@ class TokenClassificationPipeline(Pipeline[TokenOptions]):
         tagger = Tagger(self.tokenizer, self.manifest.labels, options.aggregation_strategy, options.ignore_labels)
         found: list[list[Entity]] = [[] for _ in rows]
         for places, outputs in self.batches(rows, options):
+            probabilities = softmax(outputs["logits"])  # (B, T, labels)
             for row, i in enumerate(places):
-                probabilities = softmax(outputs["logits"][row, : len(rows[i])])  # (T, labels)
                 item = items[owners[i]]
                 starts = _word_starts(item, options.delimiter) if options.is_split_into_words else None
-                found[i] = tagger.entities(Window(texts[owners[i]], rows[i], probabilities, starts))
+                found[i] = tagger.entities(Window(texts[owners[i]], rows[i], probabilities[row, : len(rows[i])], starts))
         results: list[list[Entity]] = [[] for _ in items]
         windows = np.bincount(np.asarray(owners, np.int64), minlength=len(items))
         for owner, entities in zip(owners, found, strict=True):
