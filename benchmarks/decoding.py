@@ -61,8 +61,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     with contextlib.ExitStack() as stack:
         servers = {name: stack.enter_context(server(arguments, name, models[name])) for name in models}
         memory = stack.enter_context(server(arguments, MEMORY, folder))
+        tracer = stack.enter_context(server(arguments, ORT, models[ORT]))  # whose memory is not measured
         turns: dict[str, Callable[[], Any]] = {name: turn(servers[name], contexts, steps) for name in servers}
-        turns[ATTENTION] = lambda: [servers[ORT].ask(op="attention", prompt=max(c, 1), steps=steps) for c in contexts]
+        turns[ATTENTION] = lambda: [tracer.ask(op="attention", prompt=max(c, 1), steps=steps) for c in contexts]
         turns[MEMORY] = lambda: memory.ask(op="speed", size=1 << (24 if quick else 30))["speed"]
         found = interleave(turns, rounds)
         speeds, traced = found.pop(MEMORY), found.pop(ATTENTION)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 from pinnace.errors import BundleError, DeadlineExceeded, MachineError, PinnaceError
-from pinnace.runtime import integrity, providers, shared_threads
+from pinnace.runtime import integrity, large_pages, providers, shared_threads
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.inputs import Array
@@ -79,7 +79,8 @@ def open_shared(bundle: Bundle, precision: str, device: str, threads: int, *, sp
     with _Shared.lock:
         native = _Shared.opened.get(key)
         if native is None:
-            native = open_graph(bundle.graph_path(precision), session_options(threads, spin=spin), device)
+            with large_pages.for_new_memory() if device == "cpu" else contextlib.nullcontext():
+                native = open_graph(bundle.graph_path(precision), session_options(threads, spin=spin), device)
             _Shared.opened[key] = native
     return native
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import itertools
 import os
 import threading
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
@@ -33,10 +35,11 @@ class SharedRuns:
     def __init__(self, plan: Callable[[list[int]], list[list[int]]], at_once: int) -> None:
         self._plan = plan
         self._at_once = at_once
-        self._begin()
+        self.begin()
+        _ALL.add(self)
 
-    def _begin(self) -> None:
-        self._process = os.getpid()
+    def begin(self) -> None:
+        """Forget all calls, as in a forked child, which has none of its parent's threads."""
         self._lock = threading.Lock()
         self._calls: list[_Call] = []  # whose turn is next comes first
         self._running = 0
@@ -80,8 +83,6 @@ class SharedRuns:
             DeadlineExceeded: the call's timeout has passed, or it was cancelled.
             PinnaceError: as ``run``.
         """
-        if self._process != os.getpid():  # a forked child has none of its parent's runs
-            self._begin()
         call = _Call(rows, lengths, jobs, alone)
         with self._lock:
             self._calls.append(call)
@@ -139,30 +140,30 @@ class SharedRuns:
 
     def _run(self, call: _Call, taken: list[tuple[_Call, int]], run: Callable[[list[Any]], Outputs]) -> None:
         """Run rows, and hand the outputs to their owners, or the rows back to them."""
-        owners: dict[_Call, list[int]] = collections.defaultdict(list)  # in which rows of the batch each one's are
-        for i, (owner, _) in enumerate(taken):
-            owners[owner].append(i)
-        outputs = None
+        places: dict[_Call, list[int]] = collections.defaultdict(list)
+        lines: dict[_Call, list[int]] = collections.defaultdict(list)  # of the batch
+        for line, (owner, place) in enumerate(taken):
+            places[owner].append(place)
+            lines[owner].append(line)
+        parts: dict[_Call, Outputs] = {}
         try:
             outputs = run([owner.rows[place] for owner, place in taken])
+            parts = {call: outputs} if len(lines) == 1 else {owner: _lines(outputs, at) for owner, at in lines.items()}
         except Exception:
-            if len(owners) == 1:
+            if len(lines) == 1:
                 raise
         finally:
             with self._lock:
                 self._running -= 1
                 self._rows_running -= len(taken)
-                for owner, lines in owners.items():
-                    places = [taken[i][1] for i in lines]
+                for owner, those in places.items():
                     if owner is not call:
-                        owner.away -= len(places)
-                    if outputs is None:
-                        owner.alone = True
-                        owner.jobs.appendleft(places)
+                        owner.away -= len(those)
+                    if owner in parts:
+                        owner.done.append((those, parts[owner]))
                     else:
-                        alike = len(owners) == 1
-                        part = outputs if alike else {name: values[lines] for name, values in outputs.items()}
-                        owner.done.append((places, part))
+                        owner.alone = True
+                        owner.jobs.appendleft(those)
                     owner.woken.set()
                 self._wake()
 
@@ -201,11 +202,10 @@ class _Call:
 
     def wait(self, options: CallOptions) -> None:
         """Wait until something has changed, within the call's limits."""
-        if options.cancellation is None:
-            self.woken.wait(options.seconds_left())
-        else:
-            with options.cancellation.watching(self):
-                self.woken.wait(options.seconds_left())
+        switch = options.cancellation
+        with contextlib.nullcontext() if switch is None else switch.watching(self):
+            left = options.seconds_left()
+            self.woken.wait(None if left is None else min(left, threading.TIMEOUT_MAX))
         options.seconds_left()
 
     @property
@@ -216,3 +216,19 @@ class _Call:
     @terminate.setter
     def terminate(self, _value: bool) -> None:
         self.woken.set()
+
+
+def _lines(outputs: Outputs, lines: list[int]) -> Outputs:
+    return {name: values[lines] for name, values in outputs.items()}
+
+
+_ALL: Final[weakref.WeakSet[SharedRuns]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for shared in list(_ALL):
+        shared.begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)

@@ -100,7 +100,9 @@ class TokenClassificationPipeline(Pipeline[TokenOptions]):
             for row, i in enumerate(places):
                 item = items[owners[i]]
                 starts = _word_starts(item, options.delimiter) if options.is_split_into_words else None
-                found[i] = tagger.entities(Window(texts[owners[i]], rows[i], probabilities[row, : len(rows[i])], starts))
+                found[i] = tagger.entities(
+                    Window(texts[owners[i]], rows[i], probabilities[row, : len(rows[i])], starts)
+                )
         results: list[list[Entity]] = [[] for _ in items]
         windows = np.bincount(np.asarray(owners, np.int64), minlength=len(items))
         for owner, entities in zip(owners, found, strict=True):
