@@ -231,9 +231,14 @@ class Pipeline(abc.ABC, Generic[Options]):
 
     @property
     def _runs_at_once(self) -> int:
-        """How many runs of all calls keep the device busy: on a GPU one, and one that is made ready meanwhile."""
+        """How many runs of all calls keep the device busy: on a GPU one, and one that is made ready meanwhile.
+
+        Where the memory is limited there are no more than the limit counts.
+        """
         if self._arguments["device"] != "cpu":
             return 2
+        if self._arguments["memory_limit"] is not None:
+            return self.replicas
         threads = max(1, thread_count(self._arguments["threads"]) // self.replicas)
         return max(self.replicas, granted_cores() // threads)
 

@@ -34,7 +34,7 @@ class SharedRuns:
 
     def __init__(self, plan: Callable[[list[int]], list[list[int]]], at_once: int) -> None:
         self._plan = plan
-        self._at_once = at_once
+        self.at_once = at_once
         self.begin()
         _ALL.add(self)
 
@@ -116,7 +116,7 @@ class SharedRuns:
     def _take(self, call: _Call) -> list[tuple[_Call, int]] | None:
         """Take the rows of this call's next run, its own and others'; None while it is not its turn."""
         ahead = itertools.takewhile(lambda other: other is not call, self._calls)
-        if not call.jobs or self._running >= self._at_once or any(other.wants_turn for other in ahead):
+        if not call.jobs or self._running >= self.at_once or any(other.wants_turn for other in ahead):
             return None
         own = [(call, place) for place in call.jobs.popleft()]
         mates = [] if call.alone else [mate for mate in self._calls if mate is not call and not mate.alone]
@@ -169,7 +169,7 @@ class SharedRuns:
 
     def _wake(self) -> None:
         """Wake the call whose turn it is."""
-        if self._running < self._at_once:
+        if self._running < self.at_once:
             for call in self._calls:
                 if call.wants_turn:
                     call.woken.set()

@@ -111,6 +111,18 @@ def test_a_memory_limit_splits_batches(bundle_of: Callable[[str], Path], monkeyp
     assert tight("a plant")
 
 
+def test_runs_at_once(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pinnace.runtime.pipeline_base.granted_cores", lambda: 8)
+
+    def runs(**options: Any) -> int:
+        return int(pipeline("classify", bundle_of("tiny-classify"), **options).shared_runs.at_once)
+
+    assert (runs(threads=8), runs(threads=4), runs(threads=1)) == (1, 2, 8)
+    assert (runs(threads=4, replicas=4), runs(threads=8, replicas="auto")) == (8, 8)
+    # As many as the limit of memory counts.
+    assert (runs(threads=1, memory_limit=1 << 30), runs(threads=4, replicas=2, memory_limit=1 << 30)) == (1, 2)
+
+
 def test_weights_beyond_the_limit(tmp_path: Path, bundle_of: Callable[[str], Path]) -> None:
     with pytest.raises(MachineError, match=r"the weights of tiny-classify take .* smaller precision"):
         pipeline("classify", bundle_of("tiny-classify"), memory_limit=1000)("a")

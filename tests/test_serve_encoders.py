@@ -35,7 +35,7 @@ class Gate:
             return run(session, feeds, **limits)
 
         monkeypatch.setattr(type(pipe.session), "run", watched)
-        pipe.shared_runs._at_once = 1
+        pipe.shared_runs.at_once = 1
 
 
 def test_what_waits_is_answered_together_and_as_alone(
