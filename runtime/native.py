@@ -79,8 +79,7 @@ def open_shared(bundle: Bundle, precision: str, device: str, threads: int, *, sp
     with _Shared.lock:
         native = _Shared.opened.get(key)
         if native is None:
-            with large_pages.for_new_memory() if device == "cpu" else contextlib.nullcontext():
-                native = open_graph(bundle.graph_path(precision), session_options(threads, spin=spin), device)
+            native = open_graph(bundle.graph_path(precision), session_options(threads, spin=spin), device)
             _Shared.opened[key] = native
     return native
 
@@ -106,7 +105,7 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
     shared_threads.opening()
     try:
         # By default ONNX Runtime would go on with the CPU when the asked provider fails.
-        with quiet(device):
+        with quiet(device), large_pages.for_new_memory() if device == "cpu" else contextlib.nullcontext():
             native = onnxruntime.InferenceSession(str(graph), options, providers=chosen, enable_fallback=0)
     except Exception as error:
         if "allocate" in str(error) or isinstance(error, MemoryError):

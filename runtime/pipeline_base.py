@@ -237,10 +237,11 @@ class Pipeline(abc.ABC, Generic[Options]):
         """
         if self._arguments["device"] != "cpu":
             return 2
+        replicas = self.replicas
         if self._arguments["memory_limit"] is not None:
-            return self.replicas
-        threads = max(1, thread_count(self._arguments["threads"]) // self.replicas)
-        return max(self.replicas, granted_cores() // threads)
+            return replicas
+        threads = max(1, thread_count(self._arguments["threads"]) // replicas)
+        return max(replicas, granted_cores() // threads)
 
     def _plan(self, lengths: Sequence[int], most: int | None = None) -> list[list[int]]:
         """Group rows of these lengths, or groups of rows where a graph fixes how many belong together, into batches."""

@@ -67,14 +67,17 @@ def test_what_waits_is_answered_together_and_as_alone(
         calls[5].cancel()
         with pytest.raises(DeadlineExceeded, match="cancelled"):
             gone.result(PATIENCE)
-        with pytest.raises(InputError, match=r"\[MASK\]"):
+        with pytest.raises(InputError, match=r"\[MASK\]") as alone:
             ask(6, "no place").result(PATIENCE)
+        with pytest.raises(InputError) as said:
+            pipe("no place")
+        assert str(alone.value) == str(said.value)
         gate.opened.set()
         for asked, wanted in zip([first, *rest], [want[0], want[1], want[2:4], two, want[4]], strict=True):
             assert same(asked.result(PATIENCE), wanted)
     assert gate.rows == [1, 5]
-    alone = [len(pipe.encode(text).input_ids) for text in texts]
-    assert [call.tokens_in for call in calls[:5]] == [alone[0], alone[1], alone[2] + alone[3], alone[0], alone[4]]
+    sizes = [len(pipe.encode(text).input_ids) for text in texts]
+    assert [call.tokens_in for call in calls[:5]] == [sizes[0], sizes[1], sizes[2] + sizes[3], sizes[0], sizes[4]]
     assert (pipe.shared_runs.waiting, pipe.shared_runs.running) == (0, 0)
 
 
