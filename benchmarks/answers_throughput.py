@@ -1,7 +1,8 @@
 """How fast are entities and long documents' questions answered beside transformers' own pipelines on the same weights?
 
 The trained models of tests/data: entities of 300 texts, and questions on passages of 3,400 characters, which are cut
-into overlapping windows. The peer is the last transformers that has a question-answering pipeline.
+into overlapping windows. The peer is the last transformers that has a question-answering pipeline. Both programs must
+multiply the same matrices, padding apart: how near each comes to sgemm's rate says how much there is to win at all.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import math
 import sys
 import tempfile
 import time
@@ -22,6 +24,8 @@ from benchmarks.common import ROOT, Figure, Server, affinity, finish, interleave
 DATA: Final = ROOT / "tests" / "data"
 PINNACE, INT8, TRANSFORMERS = "pinnace", "pinnace int8", "transformers"
 PEER_BATCH: Final = 16  # the pipeline's own is 1, which is slower
+SGEMM: Final = "sgemm"
+WINDOW, STRIDE = 384, 128  # tokens, both pipelines' own for questions
 # How many of int8's answers must be transformers': enough to show that it does the same job. What is lost where the
 # model is unsure, `pinnace quantize` has judged by labels before it wrote the variant.
 AGREE: Final = 0.9
@@ -43,6 +47,19 @@ class Question:
         fields = ("question", "context")
         return [{name: row[name] for name in fields} if "question" in row else row["text"] for row in rows]
 
+    def lengths(self, given: list[Any], bundle: Path) -> list[int]:
+        """Tokens of every text, or of every window of every passage."""
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_file(str(bundle / "tokenizer.json"))
+        tokenizer.no_padding()
+        tokenizer.no_truncation()
+        if not isinstance(given[0], dict):
+            return [len(tokenizer.encode(text)) for text in given]
+        tokenizer.enable_truncation(WINDOW, stride=STRIDE, strategy="only_second")
+        rows = [tokenizer.encode(row["question"], row["context"]) for row in given]
+        return [len(window) for row in rows for window in (row, *row.overflowing)]
+
 
 QUESTIONS: Final = {
     "entities": Question("token-classification", "bert-glossary-ner", "ner_dev.json", 300,
@@ -54,10 +71,13 @@ QUESTIONS: Final = {
 
 def main() -> int:
     made = parser(__doc__)
-    made.add_argument("--serve", choices=sorted(LOADERS), help=argparse.SUPPRESS)
+    made.add_argument("--serve", choices=sorted([*LOADERS, SGEMM]), help=argparse.SUPPRESS)
     made.add_argument("--question", choices=sorted(QUESTIONS), help=argparse.SUPPRESS)
     made.add_argument("--model", type=Path, help=argparse.SUPPRESS)
     arguments = made.parse_args()
+    if arguments.serve == SGEMM:
+        serve_sgemm(arguments.threads)
+        return 0
     if arguments.serve:
         serve(LOADERS[arguments.serve](QUESTIONS[arguments.question], arguments.model, arguments.threads))
         return 0
@@ -69,6 +89,8 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Answer in turn, then compare the answers, then print."""
+    from pinnace.bench.flops import count_cost  # which a peer's environment need not be able to import
+
     measured: dict[str, Any] = {}
     figures, numbers = [], {}
     for title, question in QUESTIONS.items():
@@ -82,16 +104,21 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         with contextlib.ExitStack() as stack:
             turns: dict[str, Callable[[], Any]] = {}
             for name in LOADERS:
-                python = arguments.peers_python if name == TRANSFORMERS else sys.executable
                 model = DATA / question.model if name == TRANSFORMERS else bundle
-                words = [python, "-m", "benchmarks.answers_throughput", "--serve", name, "--question", title]
-                words += ["--model", model, "--threads", str(arguments.threads)]
-                server = stack.enter_context(Server(words, threads=arguments.threads))
-                turns[name] = asking(server, folder / "given.json")
+                server = stack.enter_context(start(arguments, name, "--question", title, "--model", model))
+                turns[name] = asking(server, given=str(folder / "given.json"))
+            turns[SGEMM] = asking(stack.enter_context(start(arguments, SGEMM)))
             found = interleave(turns, arguments.rounds or (1 if arguments.quick else 3))
+        rates = [turn["rate"] for turn in found.pop(SGEMM)]
+        measured[f"{title}: {SGEMM}"] = {"GFLOP/s": summary([rate / 1e9 for rate in rates])}
+        cost = count_cost(bundle, "fp32")
+        needed = sum(map(cost.flops, question.lengths(given, bundle)))
         seconds = {name: [turn["seconds"] for turn in rows] for name, rows in found.items()}
         for name, values in seconds.items():
             measured[f"{title}: {name}"] = {"answers/s": summary([len(given) / value for value in values])}
+            if name != INT8:
+                share = ratio([needed / value for value in values], rates)
+                figures.append(Figure(f"{title}, {name}: multiplications that are needed, of sgemm's rate", share))
         for name in (PINNACE, INT8):
             speed = ratio(seconds[TRANSFORMERS], seconds[name])
             figures.append(Figure(f"{title}, {name}: answers/s, of transformers'", speed, 1, True))
@@ -102,9 +129,16 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     return finish(arguments, "Entities, and questions on long documents", measured, figures, numbers)
 
 
-def asking(server: Server, given: Path) -> Callable[[], dict[str, Any]]:
-    """Ask for all answers once."""
-    return lambda: server.ask(op="run", given=str(given))
+def start(arguments: argparse.Namespace, name: str, *more: str | Path) -> Server:
+    """Start a candidate."""
+    python = arguments.peers_python if name == TRANSFORMERS else sys.executable
+    words = [python, "-m", "benchmarks.answers_throughput", "--serve", name, "--threads", str(arguments.threads)]
+    return Server([*words, *more], threads=arguments.threads)
+
+
+def asking(server: Server, **request: str) -> Callable[[], dict[str, Any]]:
+    """Ask once for all answers, or for the rate of the machine."""
+    return lambda: server.ask(op="run", **request)
 
 
 def serve(answer: Callable[[list[Any]], list[Any]]) -> None:
@@ -116,6 +150,27 @@ def serve(answer: Callable[[list[Any]], list[Any]]) -> None:
         found = answer(given)
         seconds = time.perf_counter() - start
         print(json.dumps({"seconds": seconds, "answers": [places(one) for one in found]}), flush=True)
+
+
+def serve_sgemm(threads: int) -> None:
+    """Measure sgemm whenever it is asked for: FLOP a second, those of the shape that is multiplied the fastest."""
+    from pinnace.bench.limits import SHAPES, gemm
+
+    products = {shape: gemm(*shape, threads) for shape in SHAPES}
+    print(json.dumps({"ready": True}), flush=True)
+    for _line in sys.stdin:
+        rate = max(2 * math.prod(shape) / least_seconds(multiply) for shape, multiply in products.items())
+        print(json.dumps({"rate": rate}), flush=True)
+
+
+def least_seconds(work: Callable[[], Any], count: int = 10) -> float:
+    """The shortest of so many runs: a limit is what can be reached."""
+    found = []
+    for _ in range(count):
+        start = time.perf_counter()
+        work()
+        found.append(time.perf_counter() - start)
+    return min(found)
 
 
 def places(answer: Any) -> list[list[Any]]:
