@@ -15,6 +15,7 @@ from pinnace.runtime.logits import processors
 from pinnace.runtime.prefix import Prefix
 from pinnace.runtime.sampling import check_scores, log_softmax
 from pinnace.runtime.stopping import StopStrings
+from pinnace.runtime.streaming import RowDecoder
 
 
 def generate_beams(
@@ -24,7 +25,7 @@ def generate_beams(
     config: GenerationConfig,
     limit: RunLimit,
     prefix: Prefix | None = None,
-    decode: Callable[[list[int]], str] | None = None,
+    decode: RowDecoder | None = None,
 ) -> list[tuple[Array, str]]:
     """Search the best continuations of one prompt.
 
@@ -44,13 +45,14 @@ def generate_beams(
         NumericalError: the model gave NaN or infinity, or the options forbid every token.
     """
     beams = BeamSearch(config, 1, [most])
-    process = processors(config, [len(prompt)] * config.num_beams, decoder.vocabulary)
+    count = config.num_beams
+    process = processors(config, [len(prompt)] * count, decoder.vocabulary, [len(prompt) + most] * count)
     ended = _watch(config, decode)
     stopped = None
     try:
         batch, logits = _begin(decoder, prompt, most, limit, prefix)
-        batch.cache.keep([0] * config.num_beams)
-        logits = np.repeat(logits, config.num_beams, axis=0)
+        batch.cache.keep([0] * count)
+        logits = np.repeat(logits, count, axis=0)
         while True:
             check_scores(logits)
             ids = [np.concatenate([prompt, new]) for new in beams.sequences]
@@ -79,14 +81,15 @@ def _begin(decoder: Decoder, prompt: Array, most: int, limit: RunLimit, prefix: 
     return batch, batch.extend(prompt[shared:], limit)[-1:]
 
 
-def _watch(config: GenerationConfig, decode: Callable[[list[int]], str] | None) -> Callable[[int, Array], bool] | None:
+def _watch(config: GenerationConfig, decode: RowDecoder | None) -> Callable[[int, Array], bool] | None:
     if not config.stop_strings or decode is None:
         return None
+    special = decode.stops(config.stop_strings)
 
     def ended(_prompt: int, tokens: Array) -> bool:
         strings = StopStrings(config.stop_strings)
         strings.feed(decode(tokens.tolist()))
-        return strings.matched is not None
+        return strings.matched is not None or int(tokens[-1]) in special
 
     return ended
 

@@ -48,6 +48,14 @@ class CallOptions:
         """
         if self.cancellation is not None:
             self.cancellation.check()
+        return self.time_left()
+
+    def time_left(self) -> float | None:
+        """Return what is left of the timeout, for a call that has an end of its own for a cancellation.
+
+        Raises:
+            DeadlineExceeded: it has passed.
+        """
         if self._until is None:
             return None
         if (left := self._until - time.monotonic()) <= 0:

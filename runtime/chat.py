@@ -18,6 +18,7 @@ from pinnace.runtime.chat_process import ChatProcess
 from pinnace.runtime.tokenizer_files import SPECIAL_TOKENS, read_object, read_text
 
 TEMPLATE_NAME: Final = "chat_template.jinja"
+ADDITIONAL_TEMPLATES: Final = "additional_chat_templates/*.jinja"
 MAX_TEMPLATE_CHARS: Final = 1 << 20
 MAX_MESSAGES_BYTES: Final = 8 << 20
 """Longest conversation, tools and documents included, in bytes of JSON."""
@@ -25,7 +26,7 @@ MAX_MESSAGES_BYTES: Final = 8 << 20
 _DEFAULT: Final = "default"
 _TOOLS: Final = "tool_use"
 # Names under which a message may carry what the model thought; templates read one or the other.
-_REASONING: Final = ("reasoning_content", "reasoning", "thinking")
+_REASONING: Final = ("reasoning_content", "thinking", "reasoning")
 
 Message = Mapping[str, Any]
 
@@ -56,7 +57,10 @@ class ChatTemplate:
 
     @classmethod
     def from_folder(cls, path: str | Path, special_tokens: Mapping[str, str] | None = None) -> ChatTemplate | None:
-        """Read the templates of a folder: ``chat_template.jinja``, else ``tokenizer_config.json``; None without any.
+        """Read the templates of a folder; None without any.
+
+        They are ``chat_template.jinja``, else what ``tokenizer_config.json`` states, and over these the named ones of
+        ``additional_chat_templates``.
 
         Args:
             path: a checkpoint or a bundle.
@@ -73,13 +77,16 @@ class ChatTemplate:
             found = {name: settings.get(name) for name in SPECIAL_TOKENS}
             texts = {name: value.get("content") if isinstance(value, dict) else value for name, value in found.items()}
             special_tokens = {name: text for name, text in texts.items() if isinstance(text, str)}
-        if stated is None or isinstance(stated, str):
-            return None if stated is None else cls(stated, special_tokens)
         try:
-            named = {str(one["name"]): str(one["template"]) for one in stated}
+            named = (
+                {_DEFAULT: stated}
+                if isinstance(stated, str)
+                else {str(one["name"]): str(one["template"]) for one in stated or ()}
+            )
         except (TypeError, KeyError):
             raise BundleError(f"{folder}: chat_template must be a text or a list of names and templates.") from None
-        return cls(named, special_tokens)
+        named |= {file.stem: read_text(file) for file in sorted(folder.glob(ADDITIONAL_TEMPLATES))}
+        return None if stated is None and not named else cls(named, special_tokens)
 
     def render(
         self,
@@ -116,11 +123,11 @@ class ChatTemplate:
             raise UsageError(
                 "add_generation_prompt starts a new answer and continue_final_message goes on with the last: pass one."
             )
-        chat = _messages(messages)
+        chat: list[Message] = list(_messages(messages))
         # Unlike anything in the messages; the space shows whether the template trims them.
         mark = f"continue{secrets.token_hex(8)} "
         if continue_final_message:
-            _put(mark, chat[-1])
+            chat[-1] = with_text(chat[-1], mark)
         name = self._choose(template, bool(tools))
         line = _as_json(
             {
@@ -180,24 +187,26 @@ def _objects(name: str, values: Any) -> list[dict[str, Any]]:
     return [dict(value) for value in values]
 
 
-def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
+def _with_reasoning(message: Message) -> Message:
     """Give a message's thoughts every name under which a template may look for them, as transformers does."""
     thought = next((message[key] for key in _REASONING if message.get(key) is not None), None)
     return message if thought is None else {"thinking": thought, **message, "reasoning_content": thought}
 
 
-def _put(mark: str, message: dict[str, Any]) -> None:
-    """Put a mark behind the text of a message."""
+def with_text(message: Message, text: str) -> dict[str, Any]:
+    """Return a message whose text goes on: its content, or the last part of it that has a text.
+
+    Raises:
+        InputError: it has none.
+    """
     content = message.get("content")
     if isinstance(content, str):
-        message["content"] = content + mark
-        return
+        return {**message, "content": content + text}
     parts = _objects("content of the last message", content) if isinstance(content, list) else []
     for part in reversed(parts):
         if isinstance(part.get("text"), str):
-            part["text"] += mark
-            message["content"] = parts
-            return
+            part["text"] += text
+            return {**message, "content": parts}
     raise InputError("continue_final_message: the last message has no text to go on with.")
 
 

@@ -51,6 +51,7 @@ class ChatProcess:
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._finalizer: weakref.finalize[..., ChatProcess] | None = None
+        _PROCESSES.add(self)
 
     def render(self, variables: str) -> str:
         """Render with variables given as one line of JSON.
@@ -143,6 +144,19 @@ class ChatProcess:
         self._child = None
         if self._finalizer is not None:
             self._finalizer()
+
+
+_PROCESSES: Final[weakref.WeakSet[ChatProcess]] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for process in list(_PROCESSES):
+        # Another thread of the parent may have been rendering: nobody here would ever free its lock.
+        process._lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _kill(child: subprocess.Popen[bytes], owner: int) -> None:

@@ -63,7 +63,7 @@ def environment(fuel: int) -> minijinja.Environment:
 def compiled(source: str, fuel: int) -> minijinja.Environment:
     """Make an environment that holds the template as ``chat``."""
     made = environment(fuel)
-    opening = {None: "if true", "end": "endif"}
+    opening = {None: "with", "end": "endwith"}
     made.add_template("chat", _GENERATION.sub(lambda m: f"{{%{m[1]} {opening[m[2]]} {m[3]}%}}", source))
     return made
 

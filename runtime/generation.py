@@ -24,7 +24,7 @@ from pinnace.runtime.session import Session
 from pinnace.runtime.slots import Slots
 from pinnace.runtime.speculation import speculate
 from pinnace.runtime.stopping import Deadline, StopStrings
-from pinnace.runtime.streaming import new_text, row_decoder
+from pinnace.runtime.streaming import RowDecoder, new_text
 from pinnace.runtime.tokenizer import Tokenizer
 
 
@@ -46,7 +46,7 @@ class Generator:
     ) -> None:
         self.decoder = Decoder(session)
         self.config = GenerationConfig.from_folder(session.bundle.path) if config is None else config
-        self._decode = None if tokenizer is None else row_decoder(tokenizer)
+        self._decode = None if tokenizer is None else RowDecoder(tokenizer)
 
     def generate(
         self,
@@ -255,7 +255,7 @@ class Generator:
         batch = decoder.batch(1, len(row))
         size = 1
         if decoder.every_position:
-            size = decoder.piece if decoder.splits(len(row)) else len(row)
+            size = decoder.piece if decoder.splits(len(row) - 1) else len(row)
         scores = []
         for first in range(0, len(row) - 1, size):
             part = row[first : min(first + size, len(row) - 1)]

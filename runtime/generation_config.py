@@ -124,14 +124,16 @@ class GenerationConfig:
 
     @classmethod
     def from_folder(cls, path: str | Path) -> GenerationConfig:
-        """Read ``generation_config.json`` of a checkpoint or bundle; a folder without one gives the defaults.
+        """Read ``generation_config.json`` of a checkpoint or bundle.
+
+        A folder without one gives the defaults, with the begin, end and padding tokens of its ``config.json``.
 
         Raises:
             BundleError: not a small JSON object, a value that is wrong, or an option that changes the result and that
                 Pinnace does not have.
         """
         file = Path(path) / CONFIG_NAME
-        facts = _read(file) if file.exists() else {}
+        facts = _read(file) if file.exists() else _model_tokens(Path(path))
         options = {}
         for name, value in facts.items():
             if name in _DEFAULTS:
@@ -151,7 +153,9 @@ class GenerationConfig:
             raise BundleError(f"{file}: {error}") from None
 
     def merged(self, **overrides: Any) -> GenerationConfig:
-        """Return these options with some replaced; an option of None goes back to its default.
+        """Return these options with some replaced; an option of None goes back to its default, but for ``top_k``.
+
+        That of None is no filter at all, as in a call of transformers, whose default of 50 is that of files.
 
         ``max_new_tokens`` replaces a ``max_length`` said before and the reverse, and so do the two minima.
 
@@ -167,6 +171,8 @@ class GenerationConfig:
         for word, other in _INSTEAD:
             if word in said and other not in said:
                 options[other] = None
+        if "top_k" in overrides and overrides["top_k"] is None:
+            options["top_k"] = 0
         merged = GenerationConfig(**options)
         changed = {name for name in said if getattr(merged, name) != _DEFAULTS[name]}
         problem = contradiction({name: getattr(merged, name) for name in _DEFAULTS}, changed)
@@ -202,6 +208,13 @@ class GenerationConfig:
 
 
 _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
+
+
+def _model_tokens(folder: Path) -> dict[str, Any]:
+    """What transformers takes of a model's configuration where no file of options was saved: when a row ends."""
+    file = folder / "config.json"
+    config = _read(file) if file.exists() else {}
+    return {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
 
 
 def _read(file: Path) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -14,7 +13,7 @@ from pinnace.runtime.inputs import Array
 from pinnace.runtime.logits import processors
 from pinnace.runtime.sampling import check_scores, generator, greedy, log_softmax, sample
 from pinnace.runtime.stopping import Deadline, RowStop, StopStrings
-from pinnace.runtime.streaming import RowText
+from pinnace.runtime.streaming import RowDecoder, RowText
 
 MAX_LOGPROBS: Final = 100
 
@@ -69,7 +68,7 @@ class Row:
         limit: int,
         vocabulary: int,
         place: tuple[int, int] = (0, 0),
-        decode: Callable[[list[int]], str] | None = None,
+        decode: RowDecoder | None = None,
         logprobs: int | None = None,
         deadline: Deadline | None = None,
     ) -> None:
@@ -81,10 +80,11 @@ class Row:
         self.length = len(prompt)
         self._ids: Array = np.zeros(len(prompt) + limit, np.int64)
         self._ids[: self.length] = prompt
-        self._process = processors(config, [self.length], vocabulary)
+        self._process = processors(config, [self.length], vocabulary, [self.length + limit])
         self._source = generator(config.seed, place[1]) if config.do_sample else None
         self._strings = StopStrings(config.stop_strings)
-        self._stop = RowStop(config.eos_token_id, limit, self._strings, deadline or Deadline(None))
+        special = () if decode is None else decode.stops(config.stop_strings)
+        self._stop = RowStop(config.eos_token_id, limit, self._strings, deadline or Deadline(None), special)
         self._text = None if decode is None else RowText(decode, prompt.tolist())
         self._logprobs = logprobs
 

@@ -27,13 +27,16 @@ Processor: TypeAlias = Callable[[Ids, Scores], Scores]
 _NEVER = np.float32(-np.inf)
 
 
-def processors(config: GenerationConfig, prompt_lengths: Sequence[int], vocabulary: int) -> Processor:
+def processors(
+    config: GenerationConfig, prompt_lengths: Sequence[int], vocabulary: int, limits: Sequence[int] | None = None
+) -> Processor:
     """Make the function that applies all options of ``config`` to the scores of a step.
 
     Args:
         config: the options.
         prompt_lengths: tokens of each row's prompt; its rows are those of the calls.
         vocabulary: how many scores a row has.
+        limits: most tokens of each row, its prompt included; None where the options alone limit them.
 
     Returns:
         ``(ids per row, scores (rows, V)) -> scores (rows, V)``; where no option applies, the same array.
@@ -41,7 +44,7 @@ def processors(config: GenerationConfig, prompt_lengths: Sequence[int], vocabula
     Raises:
         InputError: an option names a token outside the vocabulary.
     """
-    chain = [*_rules(config, prompt_lengths, vocabulary), *(_filters(config) if config.do_sample else ())]
+    chain = [*_rules(config, prompt_lengths, vocabulary, limits), *(_filters(config) if config.do_sample else ())]
 
     def apply(ids: Ids, scores: Scores) -> Scores:
         for processor in chain:
@@ -51,7 +54,9 @@ def processors(config: GenerationConfig, prompt_lengths: Sequence[int], vocabula
     return apply
 
 
-def _rules(config: GenerationConfig, prompt_lengths: Sequence[int], vocabulary: int) -> list[Processor]:
+def _rules(
+    config: GenerationConfig, prompt_lengths: Sequence[int], vocabulary: int, limits: Sequence[int] | None
+) -> list[Processor]:
     prompts = np.asarray(prompt_lengths, dtype=np.int64)
     ends = config.eos_token_id
     chain: list[Processor] = []
@@ -66,15 +71,15 @@ def _rules(config: GenerationConfig, prompt_lengths: Sequence[int], vocabulary: 
         chain.append(no_repeat_ngrams(config.no_repeat_ngram_size))
     if bad := [words for words in config.bad_words_ids if len(words) > 1 or words[0] not in ends]:
         chain.append(sequence_bias([(words, -np.inf) for words in bad], vocabulary))
-    if config.min_length and ends:
-        chain.append(forbid_until(ends, np.full_like(prompts, config.min_length)))
-    if config.min_new_tokens and ends:
+    if config.min_new_tokens and ends:  # over min_length, as in transformers
         chain.append(forbid_until(ends, prompts + config.min_new_tokens))
+    elif config.min_length and ends:
+        chain.append(forbid_until(ends, np.full_like(prompts, config.min_length)))
     if config.forced_bos_token_id is not None:
         chain.append(force_at((config.forced_bos_token_id,), np.ones_like(prompts), vocabulary))
     if config.forced_eos_token_id:
-        last = [config.length_limit(int(length)) - 1 for length in prompts]
-        chain.append(force_at(config.forced_eos_token_id, np.asarray(last), vocabulary))
+        most = limits or [config.length_limit(int(length)) for length in prompts]
+        chain.append(force_at(config.forced_eos_token_id, np.asarray(most) - 1, vocabulary))
     if config.suppress_tokens:
         chain.append(forbid(config.suppress_tokens))
     if config.begin_suppress_tokens:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 import dataclasses
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic
 
@@ -263,13 +263,16 @@ class Pipeline(abc.ABC, Generic[Options]):
     def _route(self, inputs: Any, options: Options) -> Any:
         if self.is_one(inputs, options):
             return self.answer([self.check_input(inputs, "the input")], options.started())[0]
-        results = self._stream(inputs, options)
-        return list(results) if isinstance(inputs, list | tuple) else results
+        if isinstance(inputs, list | tuple):
+            running = options.started()
+            return list(self._stream(inputs, lambda: running))
+        return self._stream(inputs, options.started)
 
-    def _stream(self, inputs: Iterable[Any], options: Options) -> Iterator[Any]:
+    def _stream(self, inputs: Iterable[Any], options: Callable[[], Options]) -> Iterator[Any]:
+        """Answer piece by piece, each with the options, and their clock, that are asked for before it."""
         checked = (self.check_input(item, f"input {i}") for i, item in enumerate(inputs))
         for items in pieces(checked, CHUNK, CHUNK_CHARACTERS):
-            yield from self.answer(items, options.started())
+            yield from self.answer(items, options())
 
     def _read_options(self, options: Mapping[str, Any]) -> Options:
         known = [field.name for field in dataclasses.fields(self.options_type)]

@@ -140,6 +140,11 @@ class SpecialTokens:
         return dict(self._backend.get_added_tokens_decoder())
 
     @property
+    def special_token_ids(self) -> dict[str, int]:
+        """Token → id, for those that ``decode`` leaves out where special tokens are skipped."""
+        return {token.content: number for number, token in self.added_tokens_decoder.items() if token.special}
+
+    @property
     def vocab_size(self) -> int:
         """Tokens of the model's own vocabulary, added ones not counted."""
         return int(self._backend.get_vocab_size(with_added_tokens=False))

@@ -87,12 +87,19 @@ class RowStop:
         limit: most new tokens.
         strings: stop strings; each row needs its own `StopStrings`.
         deadline: the request's time limit.
+        special: ids of the stop strings that are special tokens, of which the text says nothing.
     """
 
     def __init__(
-        self, ends: Collection[int], limit: int, strings: StopStrings | None = None, deadline: Deadline | None = None
+        self,
+        ends: Collection[int],
+        limit: int,
+        strings: StopStrings | None = None,
+        deadline: Deadline | None = None,
+        special: Collection[int] = (),
     ) -> None:
         self._ends = frozenset(ends)
+        self._special = frozenset(special)
         self._limit = limit
         self._deadline = deadline or Deadline(None)
         self.strings = strings or StopStrings(())
@@ -106,7 +113,7 @@ class RowStop:
         """
         if token in self._ends:
             return "eos"
-        if self.strings.matched is not None:
+        if self.strings.matched is not None or token in self._special:
             return "stop_string"
         if new_tokens >= self._limit:
             return "length"

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from pinnace.runtime.tokenizer import Tokenizer
@@ -58,10 +59,24 @@ def new_text(decode: Callable[[list[int]], str], prompt: Sequence[int], tokens: 
     return "".join([*(row.push(token) for token in tokens), row.flush()])
 
 
-def row_decoder(tokenizer: Tokenizer, *, skip_special_tokens: bool = True) -> Callable[[list[int]], str]:
-    """Return the function that `RowText` needs, for one tokenizer."""
+class RowDecoder:
+    """Turns ids into text without special tokens, as `RowText` needs it.
 
-    def decode(ids: Sequence[int]) -> str:
-        return str(tokenizer.decode(list(ids), skip_special_tokens, False))
+    Args:
+        tokenizer: that of the model.
+    """
 
-    return decode
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+
+    def __call__(self, ids: Sequence[int]) -> str:
+        return str(self._tokenizer.decode(list(ids), True, False))
+
+    @functools.cached_property
+    def special(self) -> Mapping[str, int]:
+        """Special tokens, and their ids: they never stand in the text."""
+        return self._tokenizer.special_token_ids
+
+    def stops(self, strings: Sequence[str]) -> frozenset[int]:
+        """Ids of those strings that are special tokens, which a row must end at although its text lacks them."""
+        return frozenset(self.special[string] for string in strings if string in self.special)

@@ -9,9 +9,9 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pinnace.errors import InputError, NumericalError, UsageError, unknown_word
+from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError, unknown_word
 from pinnace.runtime.cancellation import Cancellation
-from pinnace.runtime.chat import ChatTemplate
+from pinnace.runtime.chat import ChatTemplate, with_text
 from pinnace.runtime.generation import Generator
 from pinnace.runtime.generation_config import GenerationConfig
 from pinnace.runtime.generation_result import Generated
@@ -70,8 +70,10 @@ class TextGenerationOptions(CallOptions):
         super().__post_init__()
         check_word("handle_long_generation", self.handle_long_generation or "hole", ["hole"])
         kwargs = self.chat_template_kwargs
-        if not isinstance(kwargs, Mapping) or (own := sorted(_RENDERED & set(kwargs))):
-            got = f"has {own[0]!r}, which is said elsewhere" if isinstance(kwargs, Mapping) else f"is {kwargs!r}"
+        if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
+            raise UsageError(f"chat_template_kwargs is {kwargs!r}; expected a mapping of names to values")
+        if own := sorted(_RENDERED & set(kwargs)):
+            got = f"has {own[0]!r}, which is said elsewhere"
             raise UsageError(f"chat_template_kwargs {got}; expected a mapping of the template's further variables")
 
 
@@ -117,9 +119,12 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
 
         try:
             results = self.generator.generate(
-                prompts, prefix=options.shared_prefix, logprobs=options.logprobs, timeout=options.timeout,
+                prompts, prefix=options.shared_prefix, logprobs=options.logprobs, timeout=options.time_left(),
                 cancellation=options.cancellation, batch_size=options.batch_size, **options.generation,
             )  # fmt: skip
+        except DeadlineExceeded:
+            options.time_left()  # the call's own timeout is told, not what of it was left for this piece
+            raise
         except NumericalError as error:
             error.results = None if error.results is None else records(error.results)
             raise
@@ -192,7 +197,8 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
 
     def _render(self, messages: Messages, options: TextGenerationOptions, begins: bool) -> str:
         template, name = self.template, options.chat_template
-        own = name is not None and (template is None or name not in template.templates)
+        # A name has no braces: a misspelt one must not be taken for a template that writes only itself.
+        own = name is not None and (template is None or (name not in template.templates and "{" in name))
         if own:
             template, name = ChatTemplate(str(name), self.tokenizer.special_tokens_map), None
         if template is None:
@@ -242,8 +248,7 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
 
     def _answered(self, messages: Messages, text: str, options: TextGenerationOptions) -> Messages:
         if self._goes_on(messages, options):
-            last = messages[-1]
-            return [*messages[:-1], {**last, "content": f"{last['content']}{text}"}]
+            return [*messages[:-1], with_text(messages[-1], text)]
         return [*messages, {"role": "assistant", "content": text}]
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from pinnace.runtime.pipelines import pipeline
@@ -32,6 +33,10 @@ TASKS = {
 }
 
 OpenPipeline = Callable[..., Any]
+
+# A busy machine's pauses are no failures.
+hypothesis.settings.register_profile("pinnace", deadline=None)
+hypothesis.settings.load_profile("pinnace")
 
 # Behind nohup or a shell's &, Ctrl-C is ignored, and the commands that the tests start would inherit that.
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:

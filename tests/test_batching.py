@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pinnace.errors import UsageError
@@ -14,7 +14,6 @@ from pinnace.runtime import threads
 from pinnace.runtime.batching import default_token_budget, pad_rows, plan_batches
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 600), max_size=80), st.integers(1, 2000), st.none() | st.integers(1, 9))
 def test_every_row_once_and_within_the_budget(lengths: list[int], budget: int, rows: int | None) -> None:
     batches = plan_batches(lengths, token_budget=budget, max_rows=rows)
@@ -25,7 +24,6 @@ def test_every_row_once_and_within_the_budget(lengths: list[int], budget: int, r
     assert batches == plan_batches(lengths, token_budget=budget, max_rows=rows)
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(1, 90), min_size=1, max_size=9), st.integers(1, 300), st.integers(0, 40))
 def test_no_other_cut_is_cheaper(lengths: list[int], budget: int, run_tokens: int) -> None:
     sizes = sorted(lengths, reverse=True)

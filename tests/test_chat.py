@@ -12,6 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tokenizers
+import transformers
+from tokenizers.models import WordLevel
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from pinnace.errors import BundleError, InputError, MissingExtra, UsageError
@@ -263,6 +266,24 @@ def test_a_forked_child_and_its_parent_use_processes_of_their_own() -> None:
     subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
 
 
+def test_a_child_that_is_forked_during_a_rendering_is_not_stuck() -> None:
+    code = (
+        "import os, threading, time\n"
+        "from pinnace.runtime.chat import ChatTemplate\n"
+        "t = ChatTemplate('{{ messages[0].content }}')\n"
+        "t.render([{'role': 'user', 'content': 'x'}])\n"
+        "process = t._processes['default']\n"
+        "with process._lock:\n"  # as a thread that renders holds it
+        "    child = os.fork()\n"
+        "    if not child:\n"
+        "        assert t.render([{'role': 'user', 'content': 'y'}]) == 'y'\n"
+        "        os._exit(0)\n"
+        "assert os.waitpid(child, 0)[1] == 0\n"
+        "assert t.render([{'role': 'user', 'content': 'z'}]) == 'z'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+
+
 def test_the_process_ends_with_the_program() -> None:
     code = (
         "from pinnace.runtime.chat import ChatTemplate\n"
@@ -298,6 +319,18 @@ class TestFolder:
         assert found.render(CHATS["one"], tools=TOOLS, template="default") == "plain"
         with pytest.raises(UsageError, match="Did you mean 'tool_use'"):
             found.render(CHATS["one"], template="tool_us")
+
+    def test_named_templates_in_a_folder_of_their_own(self, tmp_path: Path) -> None:
+        tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizers.Tokenizer(WordLevel()))
+        tokenizer.chat_template = {"default": "plain", "tool_use": "with tools"}
+        source, target = tmp_path / "checkpoint", tmp_path / "bundle"
+        target.mkdir()
+        tokenizer.save_pretrained(source)
+        copy_settings(source, target)
+        found = ChatTemplate.from_folder(target)
+        assert found is not None
+        assert found.render(CHATS["one"]) == "plain"
+        assert found.render(CHATS["one"], tools=TOOLS) == "with tools"
 
     def test_an_export_takes_the_template_file_along(self, tmp_path: Path) -> None:
         source, target = tmp_path / "checkpoint", tmp_path / "bundle"

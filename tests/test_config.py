@@ -121,7 +121,7 @@ VALID = {
 }
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.fixed_dictionaries({}, optional=VALID))
 def test_random_valid_values_give_what_transformers_gives(values: dict[str, Any]) -> None:
     ours, oracle = BertConfig(**values), theirs(values)

@@ -150,7 +150,7 @@ JSON_VALUES = st.recursive(
 KEYS = st.sampled_from([*fields_of(BertConfig), *sorted(BertConfig.kept), "num_labels", "torch_dtype", "name_or_path"])
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(st.dictionaries(KEYS | st.text(max_size=8), JSON_VALUES, max_size=4))
 def test_any_json_gives_a_configuration_or_a_config_error(values: dict[str, Any]) -> None:
     try:

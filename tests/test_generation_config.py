@@ -73,6 +73,13 @@ def test_no_file_gives_the_defaults(tmp_path: Path) -> None:
     assert GenerationConfig.from_folder(tmp_path) == GenerationConfig()
 
 
+def test_without_a_file_a_row_ends_as_the_model_says(tmp_path: Path) -> None:
+    tokens = {"bos_token_id": None, "eos_token_id": [2, 68], "pad_token_id": 3}
+    (tmp_path / "config.json").write_text(json.dumps({**tokens, "hidden_size": 8, "max_length": 20}))
+    assert GenerationConfig.from_folder(tmp_path) == GenerationConfig(eos_token_id=(2, 68), pad_token_id=3)
+    assert GenerationConfig.from_folder(written(tmp_path, top_p=0.5)) == GenerationConfig(top_p=0.5)
+
+
 def test_a_file_may_say_what_has_no_effect(tmp_path: Path) -> None:
     folder = written(tmp_path, temperature=0.0, top_p=5, early_stopping=True, chat_format="x", renormalize_logits=False)
     config = GenerationConfig.from_folder(folder)
@@ -171,7 +178,9 @@ def test_a_later_length_replaces_an_earlier_one() -> None:
 
 def test_none_goes_back_to_the_default() -> None:
     config = GenerationConfig(top_k=3, do_sample=True, temperature=0.5)
-    assert config.merged(top_k=None, temperature=None) == GenerationConfig(do_sample=True)
+    assert config.merged(temperature=None) == GenerationConfig(do_sample=True, top_k=3)
+    # In a call of transformers, None is no filter.
+    assert config.merged(top_k=None).top_k == 0
 
 
 def test_forms_of_biases() -> None:

@@ -207,6 +207,20 @@ def test_presence_and_frequency_as_openai_defines_them() -> None:
     np.testing.assert_allclose(out, expected, rtol=1e-6)
 
 
+def test_new_tokens_come_before_the_length_in_all() -> None:
+    config = GenerationConfig(min_length=50, min_new_tokens=2, eos_token_id=(2,))
+    for new, forbidden in ((1, True), (2, False)):
+        out = processors(config, [3], V)([np.ones(3 + new, np.int64)], scores(0)[:1])
+        assert np.isneginf(out[0, 2]) == forbidden
+
+
+def test_the_end_is_forced_where_the_model_takes_no_more() -> None:
+    config = GenerationConfig(forced_eos_token_id=2)
+    row = [np.ones(9, np.int64)]
+    assert processors(config, [5], V, [10])(row, scores(0)[:1]).argmax() == 2
+    assert np.isfinite(processors(config, [5], V)(row, scores(0)[:1])).all()
+
+
 def test_tokens_that_the_output_lacks() -> None:
     """An embedding may have more rows than there are scores."""
     rows = [np.array([1, 500, 2, 500, 2])] * ROWS

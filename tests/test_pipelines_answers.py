@@ -25,7 +25,7 @@ def pipe(open_pipeline: OpenPipeline) -> Any:
 @hypothesis.given(
     seed=st.integers(0, 10**6), tokens=st.integers(1, 12), top=st.integers(1, 20), longest=st.integers(1, 15)
 )
-@hypothesis.settings(max_examples=60, deadline=None)
+@hypothesis.settings(max_examples=60)
 def test_best_spans_are_those_of_brute_force(seed: int, tokens: int, top: int, longest: int) -> None:
     generator = np.random.default_rng(seed)
     start, end = generator.normal(size=(2, 3, tokens)).astype(np.float32) * 3

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
-from pinnace.errors import InputError, NumericalError, UsageError
+from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
+from pinnace.runtime import pipeline_base
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.pipelines import pipeline
 from pinnace.runtime.streaming import RowText, new_text
@@ -147,6 +149,18 @@ def test_a_stop_string_ends_the_text_across_tokens(pipe: TextGenerationPipeline)
     assert stop not in beams
 
 
+@pytest.mark.parametrize("beams", [1, 2])
+def test_a_stop_string_that_is_a_special_token_ends_the_text(pipe: TextGenerationPipeline, beams: int) -> None:
+    special = pipe.tokenizer.pad_token_id
+    assert special is not None and special not in pipe.generator.config.eos_token_id
+    options: dict[str, Any] = {"sequence_bias": {(special,): 1e4}, "max_new_tokens": 5, "num_beams": beams}
+    ids = [pipe.tokenizer.encode("a boat")]
+    result = pipe.generator.generate(ids, stop_strings=["<pad>"], **options)[0][0]
+    assert (result.ids.tolist(), result.reason, result.text) == ([special], "stop_string", "")
+    assert len(pipe.generator.generate(ids, stop_strings=["<pa"], **options)[0][0].ids) == 5
+    assert pipe("a boat", stop_strings=["<pad>"], return_full_text=False, **options)[0]["generated_text"] == ""
+
+
 def test_messages_in_messages_out(pipe: TextGenerationPipeline) -> None:
     answer = pipe(TALK, max_new_tokens=8)[0]["generated_text"]
     assert answer[:1] == TALK and answer[1]["role"] == "assistant" and TALK == [{"role": "user", "content": "a boat"}]
@@ -157,8 +171,30 @@ def test_messages_in_messages_out(pipe: TextGenerationPipeline) -> None:
     begun = [*TALK, {"role": "assistant", "content": "it is"}]
     longer = pipe(begun, max_new_tokens=8)[0]["generated_text"]
     assert len(longer) == 2 and longer[1]["content"].startswith("it is") and len(longer[1]["content"]) > 5
+    parts = [*TALK, {"role": "assistant", "content": [{"type": "text", "text": "it is"}]}]
+    content = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] or m['content'] }}\n{% endfor %}"
+    added = pipe(parts, max_new_tokens=8, chat_template=content)[0]["generated_text"]
+    assert added[1]["content"] == [{"type": "text", "text": longer[1]["content"]}]
+    assert parts[1]["content"] == [{"type": "text", "text": "it is"}]
     other = pipe(TALK, max_new_tokens=8, chat_template="{{ messages[0]['content'] }}")[0]["generated_text"]
     assert other[1]["content"] == pipe("a boat", max_new_tokens=8, return_full_text=False)[0]["generated_text"]
+
+
+def test_a_misspelt_name_is_no_template(pipe: TextGenerationPipeline) -> None:
+    with pytest.raises(UsageError, match="chat template"):
+        pipe(TALK, chat_template="tool_use")
+    with pytest.raises(UsageError, match="chat_template_kwargs"):
+        pipe(TALK, chat_template_kwargs={1: 2})
+
+
+def test_a_timeout_is_that_of_the_whole_list(pipe: TextGenerationPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pipeline_base, "CHUNK", 1)
+    began = time.monotonic()
+    with pytest.raises(DeadlineExceeded, match=r"timeout of 0\.3 s"):
+        pipe(["a boat"] * 100_000, max_new_tokens=1, timeout=0.3)
+    assert time.monotonic() - began < 30
+    # A stream may last for days: there it is that of each piece.
+    assert len(list(pipe((text for text in ["a boat"] * 3), max_new_tokens=1, timeout=60))) == 3
 
 
 @pytest.mark.parametrize(
