@@ -40,6 +40,12 @@ class CallOptions:
             object.__setattr__(running, "_until", time.monotonic() + self.timeout)
         return running
 
+    def ended_by(self, switch: Cancellation) -> Self:
+        """Return these options with another switch, their clock running on."""
+        changed = copy.copy(self)
+        object.__setattr__(changed, "cancellation", switch)
+        return changed
+
     def seconds_left(self) -> float | None:
         """Return what is left of the timeout, None where there is none.
 

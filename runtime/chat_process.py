@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError, InputError, MachineError
+from pinnace.runtime.forks import renew_in_children
 from pinnace.runtime.tokenizer_files import MAX_TEXT_CHARS
 
 FUEL: Final = 1_000_000
@@ -47,11 +48,15 @@ class ChatProcess:
 
     def __init__(self, template: str) -> None:
         self._template = template
-        self._lock = threading.Lock()
+        self.renew()
         self._child: subprocess.Popen[bytes] | None = None
         self._owner = 0
         self._finalizer: weakref.finalize[..., ChatProcess] | None = None
-        _PROCESSES.add(self)
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Make the lock anew, as in a forked child."""
+        self._lock = threading.Lock()
 
     def render(self, variables: str) -> str:
         """Render with variables given as one line of JSON.
@@ -144,19 +149,6 @@ class ChatProcess:
         self._child = None
         if self._finalizer is not None:
             self._finalizer()
-
-
-_PROCESSES: Final[weakref.WeakSet[ChatProcess]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for process in list(_PROCESSES):
-        # Another thread of the parent may have been rendering: nobody here would ever free its lock.
-        process._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
 
 
 def _kill(child: subprocess.Popen[bytes], owner: int) -> None:

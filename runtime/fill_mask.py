@@ -35,7 +35,9 @@ class FillMaskOptions(CallOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_count("top_k", self.top_k)
-        unknown = sorted(set(self.tokenizer_kwargs or ()) - set(_TOKENIZER_ARGUMENTS))
+        if not isinstance(self.tokenizer_kwargs, Mapping | None):
+            raise UsageError(f"tokenizer_kwargs is {self.tokenizer_kwargs!r}; expected a mapping of names to values")
+        unknown = sorted(map(str, set(self.tokenizer_kwargs or ()) - set(_TOKENIZER_ARGUMENTS)))
         if unknown:
             raise UsageError(
                 f"tokenizer_kwargs has {', '.join(unknown)}; expected only {' and '.join(_TOKENIZER_ARGUMENTS)}"

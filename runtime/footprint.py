@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 from pinnace.errors import MachineError, UsageError
+from pinnace.runtime.call_options import CallOptions
 from pinnace.spec import Manifest
 
 # In 4-byte numbers for each token, as measured on BERT at two sizes (shapes from 1 x 512 to 64 x 128): eight times the
@@ -17,6 +20,7 @@ _INNER_COPIES: Final = 2
 # What the arena takes beyond that, in steps of powers of two.
 _SLACK: Final = 1.4
 MB: Final = 1e6
+_GLANCE: Final = 0.05  # seconds between two looks at the timeout and the switch of a call that waits
 
 
 def check_memory_limit(value: Any) -> None:
@@ -103,6 +107,31 @@ class Footprint:
         """
         room = (limit - self.weights) // max(1, runs)
         return max(0, room // self.run_bytes(1, max(1, tokens)))
+
+
+class Room:
+    """Room in memory for so many runs at once, whoever calls.
+
+    Args:
+        runs: how many.
+    """
+
+    def __init__(self, runs: int) -> None:
+        self._free = threading.BoundedSemaphore(runs)
+
+    @contextlib.contextmanager
+    def taken(self, options: CallOptions) -> Iterator[None]:
+        """Hold the room of one run for the length of the block.
+
+        Raises:
+            DeadlineExceeded: the call's timeout passed while it waited, or it was cancelled.
+        """
+        while not self._free.acquire(timeout=_GLANCE):
+            options.seconds_left()
+        try:
+            yield
+        finally:
+            self._free.release()
 
 
 def _size(config: Mapping[str, Any], name: str, default: int) -> int:

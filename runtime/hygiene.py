@@ -6,13 +6,13 @@ import dataclasses
 import math
 import re
 import types
-from collections.abc import Container, Mapping
+from collections.abc import Container, Iterable, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple, TypeAlias
 
 from pinnace.errors import BundleError, CheckpointError
 from pinnace.runtime import integrity
-from pinnace.runtime.onnx_graph import DTYPES, GraphFunction, GraphModel, GraphTensor, walk_nodes
+from pinnace.runtime.onnx_graph import DTYPES, GraphModel, GraphNode, GraphTensor
 from pinnace.runtime.onnx_reader import read_graph
 from pinnace.safetensors_header import read_header
 from pinnace.spec import is_plain_name
@@ -23,6 +23,9 @@ REFUSED_OPS: Final[Mapping[str, str]] = types.MappingProxyType(
     {"EPContext": "it loads a provider's compiled file", "Snpe": "it runs a compiled blob", "PyOp": "it runs Python"}
 )
 MAX_ELEMENTS: Final = 1 << 40
+# Nodes of a graph with all its functions unfolded, and calls in one another.
+MAX_NODES: Final = 1_000_000
+MAX_CALLS: Final = 64
 _EXTERNAL_KEYS: Final = frozenset({"location", "offset", "length", "checksum"})
 # Where the building machine shows: a stack trace, a source file, a user's or system's folder.
 _TRACES: Final = re.compile(
@@ -42,14 +45,14 @@ def check_graph(folder: Path, graph: str, known: Container[str] | None = None) -
         What the file holds.
 
     Raises:
-        BundleError: an operator of an unknown domain, a function that calls itself, weights outside the folder, outside
-            their file or of the wrong length, an impossible shape, or a path of the building machine in a text. The
-            text names the operator or tensor.
+        BundleError: an operator of an unknown domain, a function that calls itself, takes a graph or becomes too many
+            nodes, weights outside the folder, outside their file or of the wrong length, an impossible shape, or a path
+            of the building machine in a text. The text names the operator or tensor.
     """
     integrity.identify(folder, graph)
     model = read_graph(folder / graph)
     _check_operators(graph, model)
-    _check_functions(graph, model)
+    _Functions(graph, model).check(model.graph.walk())
     _check_shapes(graph, model)
     place = _Place(folder, graph, known, {})
     for tensor in model.tensors():
@@ -71,6 +74,16 @@ def check_weights(path: Path) -> int:
         return len(read_header(path))
     except CheckpointError as error:
         raise BundleError(str(error)) from None
+
+
+_Name: TypeAlias = tuple[str, str]
+
+
+class _Size(NamedTuple):
+    """What becomes of nodes once all functions are unfolded: how many, and how deeply their calls are nested."""
+
+    nodes: int
+    depth: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,24 +125,58 @@ def _check_operators(graph: str, model: GraphModel) -> None:
             )
 
 
-def _check_functions(graph: str, model: GraphModel) -> None:
-    """Refuse functions that call themselves, directly or through others: a runtime would unfold them for ever."""
-    functions = {(function.domain, function.name): function for function in model.functions}
-    done: set[tuple[str, str]] = set()
+class _Functions:
+    """The functions that a file defines, and how large a runtime makes them."""
 
-    def visit(function: GraphFunction, above: frozenset[tuple[str, str]]) -> None:
-        key = (function.domain, function.name)
-        if key in above or len(above) > 64:
-            raise BundleError(f"{graph}: the function {key[0]}::{key[1]} calls itself or is nested too deeply; refused")
-        if key in done:
-            return
-        for node in walk_nodes(function.nodes):
-            if callee := functions.get((node.domain, node.op_type)):
-                visit(callee, above | {key})
-        done.add(key)
+    def __init__(self, graph: str, model: GraphModel) -> None:
+        self._graph = graph
+        self._bodies: dict[_Name, list[GraphNode]] = {}
+        self._sizes: dict[_Name, _Size] = {}
+        for function in model.functions:
+            name = _name(function.domain, function.name)
+            if function.graphs:
+                raise self._graph_as_argument(name)
+            # Functions of one name, told apart by an overload, count as one that does what all of them do.
+            self._bodies.setdefault(name, []).extend(function.walk())
 
-    for function in model.functions:
-        visit(function, frozenset())
+    def check(self, nodes: Iterable[GraphNode]) -> None:
+        """Refuse functions that call themselves or grow beyond reason, on their own or in a graph of these nodes."""
+        for name in self._bodies:
+            self._size(name, frozenset())
+        self._total(nodes, "the graph", frozenset())
+
+    def _size(self, name: _Name, above: frozenset[_Name]) -> _Size:
+        """The size of a function, which those ``above`` call."""
+        what = f"the function {name[0]}::{name[1]}"
+        if name in above or len(above) > MAX_CALLS:
+            raise BundleError(f"{self._graph}: {what} calls itself or is nested too deeply; refused")
+        if name not in self._sizes:
+            self._sizes[name] = self._total(self._bodies[name], what, above | {name})
+        return self._sizes[name]
+
+    def _total(self, nodes: Iterable[GraphNode], what: str, above: frozenset[_Name]) -> _Size:
+        count = depth = 0
+        for node in nodes:
+            count += 1
+            if (name := _name(node.domain, node.op_type)) in self._bodies:
+                if node.graphs:
+                    raise self._graph_as_argument(name)
+                inside = self._size(name, above)
+                count, depth = count + inside.nodes, max(depth, inside.depth + 1)
+            if count > MAX_NODES or depth > MAX_CALLS:
+                raise BundleError(
+                    f"{self._graph}: {what} becomes more than {MAX_NODES:,} nodes, or {MAX_CALLS} calls in one "
+                    "another, once its functions are unfolded; refused"
+                )
+        return _Size(count, depth)
+
+    def _graph_as_argument(self, name: _Name) -> BundleError:
+        # Each use of the attribute unfolds the graph anew, so that a few of them in one another never end.
+        return BundleError(f"{self._graph}: the function {name[0]}::{name[1]} takes a graph as an attribute; refused")
+
+
+def _name(domain: str, name: str) -> _Name:
+    return "" if domain == "ai.onnx" else domain, name
 
 
 def _check_shapes(graph: str, model: GraphModel) -> None:

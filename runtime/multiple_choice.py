@@ -56,7 +56,7 @@ class MultipleChoicePipeline(Pipeline[CallOptions]):
         """Choose for each prompt. The head judges every choice on its own, so the choices of all share batches."""
         pairs = [(prompt, choice) for prompt, choices in items for choice in choices]
         logits = np.empty(len(pairs), np.float32)
-        for places, outputs in self.batches(self.encode_pairs(pairs), options):
+        for places, outputs in self.batches(self.encode_pairs(pairs, between=options.seconds_left), options):
             logits[places] = outputs["logits"].reshape(-1)
         results, start = [], 0
         for _, choices in items:

@@ -78,11 +78,19 @@ class Graph:
 
 @dataclasses.dataclass(frozen=True)
 class GraphFunction:
-    """A function that the model itself defines."""
+    """A function that the model itself defines; ``tensors`` and ``graphs`` are its attributes' default values."""
 
     domain: str
     name: str
     nodes: tuple[GraphNode, ...]
+    tensors: tuple[GraphTensor, ...] = ()
+    graphs: tuple[Graph, ...] = ()
+
+    def walk(self) -> Iterator[GraphNode]:
+        """Yield every node, those of subgraphs and of default values included."""
+        yield from walk_nodes(self.nodes)
+        for graph in self.graphs:
+            yield from graph.walk()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,8 +105,12 @@ class GraphModel:
     notes: tuple[str, ...]
 
     def tensors(self) -> Iterator[GraphTensor]:
-        """Yield every constant: initializers and node attributes, in subgraphs and functions too."""
+        """Yield every constant: initializers, attributes and their defaults, in subgraphs and functions too."""
         yield from self.graph.tensors
+        for function in self.functions:
+            yield from function.tensors
+            for graph in function.graphs:
+                yield from graph.tensors
         for node in self.nodes():
             yield from node.tensors
             for graph in node.graphs:
@@ -108,7 +120,7 @@ class GraphModel:
         """Yield every node: of the graph, its subgraphs and the functions."""
         yield from self.graph.walk()
         for function in self.functions:
-            yield from walk_nodes(function.nodes)
+            yield from function.walk()
 
 
 def walk_nodes(nodes: tuple[GraphNode, ...]) -> Iterator[GraphNode]:

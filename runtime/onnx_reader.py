@@ -131,6 +131,9 @@ class _Reader:
     def _function(self, value: Value) -> GraphFunction:
         name = domain = ""
         nodes = []
+        defaults: dict[str, Attribute] = {}
+        tensors: list[GraphTensor] = []
+        graphs: list[Graph] = []
         for number, part in self._wire.fields(self._wire.message(value)):
             if number == 1:
                 name = self._wire.text(part)
@@ -140,9 +143,11 @@ class _Reader:
                 self._notes.append(self._wire.text(part))
             elif number == 10:
                 domain = self._wire.text(part)
+            elif number == 11:
+                self._attribute(part, 0, defaults, tensors, graphs)
             elif number == 14:
                 self._note_pair(part)
-        return GraphFunction(domain, name, tuple(nodes))
+        return GraphFunction(domain, name, tuple(nodes), tuple(tensors), tuple(graphs))
 
     def _node(self, value: Value, depth: int) -> GraphNode:
         texts = {3: "", 4: "", 7: ""}

@@ -6,6 +6,7 @@ import abc
 import dataclasses
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, ClassVar, Final, Generic
 
@@ -15,13 +16,15 @@ from pinnace.runtime.batching import plan_batches
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.call_options import CallOptions, Options
 from pinnace.runtime.feeds import fixed_shape, make_feeds
-from pinnace.runtime.footprint import check_memory_limit
+from pinnace.runtime.footprint import Room, check_memory_limit
+from pinnace.runtime.forks import renew_in_children
 from pinnace.runtime.opening import Parts, open_parts
 from pinnace.runtime.pipeline_checks import Pair, check_count, check_replicas, pieces
 from pinnace.runtime.providers import providers_for
 from pinnace.runtime.session import Session
 from pinnace.runtime.shared_runs import Outputs, SharedRuns
 from pinnace.runtime.threads import granted_cores, thread_count
+from pinnace.runtime.token_rows import TokenRow, token_rows
 from pinnace.runtime.tokenizer import BatchEncoding, Tokenizer
 from pinnace.spec import Manifest
 
@@ -99,8 +102,14 @@ class Pipeline(abc.ABC, Generic[Options]):
         }
         self._bundle = opened
         self._opened: Parts | None = None
+        self.shared_runs = SharedRuns(self._runs_at_once)
+        self.renew()
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Make the locks anew, as in a forked child."""
         self._lock = threading.Lock()
-        self.shared_runs = SharedRuns(self._plan, self._runs_at_once)
+        self._room = Room(self.replicas)
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
         """Answer one input, a list of inputs, or lazily any other iterable of inputs.
@@ -169,17 +178,17 @@ class Pipeline(abc.ABC, Generic[Options]):
             texts, pairs, padding=False, return_attention_mask=False, return_token_type_ids=False, **arguments
         )
 
-    def encode_pairs(self, pairs: Sequence[Pair], **arguments: Any) -> list[Any]:
-        """Tokenize texts and pairs of texts, mixed, as `encode` does; one row for each."""
-        rows: list[Any] = [None] * len(pairs)
-        for with_partner in (False, True):
-            places = [i for i, pair in enumerate(pairs) if (pair[1] is not None) == with_partner]
-            if places:
-                partners = [pairs[i][1] for i in places] if with_partner else None
-                found = self.encode([pairs[i][0] for i in places], partners, **arguments).encodings
-                for place, row in zip(places, found or [], strict=True):
-                    rows[place] = row
-        return rows
+    def encode_pairs(
+        self, pairs: Iterable[Pair], *, between: Callable[[], object] = lambda: None, **arguments: Any
+    ) -> list[TokenRow]:
+        """Tokenize texts and pairs of texts, mixed, as `encode` does; one row for each.
+
+        Args:
+            pairs: the texts, each with its partner or None; read as they are needed.
+            between: called before each slice of them, such as ``options.seconds_left``; what it raises ends the work.
+            arguments: the tokenizer's.
+        """
+        return token_rows(lambda texts, partners: self.encode(texts, partners, **arguments), pairs, between)
 
     def batches(self, encodings: Sequence[Any], options: Options) -> Iterator[tuple[list[int], Outputs]]:
         """Run rows in batches of like length.
@@ -210,20 +219,21 @@ class Pipeline(abc.ABC, Generic[Options]):
         jobs = self._plan(heaviest, most)
 
         def run(chosen: list[Sequence[Any]]) -> Outputs:
-            left, rows = options.seconds_left(), [row for unit in chosen for row in unit]
+            rows = [row for unit in chosen for row in unit]
             try:
-                padding = self.tokenizer.pad_token_id or 0
-                outputs = opened.session.run(
-                    make_feeds(self.manifest, rows, padding, shape.width, shape.rows),
-                    outputs=self.output_names, timeout=left, cancellation=options.cancellation,
-                )  # fmt: skip
+                feeds = make_feeds(self.manifest, rows, self.tokenizer.pad_token_id or 0, shape.width, shape.rows)
+                with nullcontext() if self._arguments["memory_limit"] is None else self._room.taken(options):
+                    outputs = opened.session.run(
+                        feeds, outputs=self.output_names, timeout=options.seconds_left(),
+                        cancellation=options.cancellation,
+                    )  # fmt: skip
             except MemoryError:
                 raise MachineError(f"not enough memory for a batch of {len(rows)} rows; set batch_tokens=") from None
             return {name: values[: len(chosen)] for name, values in outputs.items()}
 
         if self.replicas == 1 or len(jobs) == 1:
             alone = most is not None or shape.width > 1
-            parts = self.shared_runs.batches(units, heaviest, jobs, run, options, alone=alone)
+            parts = self.shared_runs.batches(units, heaviest, jobs, run, self._plan, options, alone=alone)
         else:
             parts = workers.run_in_order(lambda job: (job, run([units[i] for i in job])), jobs, self.replicas)
         for job, outputs in parts:

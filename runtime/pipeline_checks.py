@@ -110,21 +110,39 @@ def check_fields(item: Any, place: str, required: Sequence[str]) -> list[Any]:
 def pieces(items: Iterable[Any], most: int, characters: int) -> Iterator[list[Any]]:
     """Cut a stream of checked inputs into lists, each ended by its number of inputs or of characters.
 
+    Where the stream fails, the inputs before the failure are given first, and then the failure is raised.
+
     Args:
         items: texts, or anything made of texts; read as the pieces are asked for.
         most: most inputs of a piece.
         characters: a piece that has as many is full.
+
+    Raises:
+        Exception: what the stream raised.
     """
+    stream = iter(items)
+    failed: list[Exception] = []
+    while not failed:
+        if piece := _piece(stream, most, characters, failed):
+            yield piece
+        elif not failed:
+            return
+    raise failed[0]
+
+
+def _piece(stream: Iterator[Any], most: int, characters: int, failed: list[Exception]) -> list[Any]:
+    """The next piece, empty at the end; what the stream raises is put into ``failed``."""
     piece: list[Any] = []
     size = 0
-    for item in items:
-        piece.append(item)
-        size += _characters(item)
-        if len(piece) >= most or size >= characters:
-            yield piece
-            piece, size = [], 0
-    if piece:
-        yield piece
+    try:
+        for item in stream:
+            piece.append(item)
+            size += _characters(item)
+            if len(piece) >= most or size >= characters:
+                break
+    except Exception as error:
+        failed.append(error)
+    return piece
 
 
 def _characters(item: Any) -> int:

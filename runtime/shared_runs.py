@@ -5,13 +5,12 @@ from __future__ import annotations
 import collections
 import contextlib
 import itertools
-import os
 import threading
-import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from pinnace.runtime.call_options import CallOptions
+from pinnace.runtime.forks import renew_in_children
 from pinnace.runtime.scores import Array
 
 # Rows of other calls that a run looks at: more than fill a batch, and no work to choose from.
@@ -19,6 +18,7 @@ CANDIDATES: Final = 64
 
 Outputs: TypeAlias = Mapping[str, Array]
 Part: TypeAlias = tuple[list[int], Outputs]
+Plan: TypeAlias = Callable[[list[int]], list[list[int]]]
 
 
 class SharedRuns:
@@ -28,22 +28,18 @@ class SharedRuns:
     does not depend on its mates, and where a run of several calls fails, each runs its rows anew by itself.
 
     Args:
-        plan: groups rows of these lengths into batches.
         at_once: how many runs may be under way.
     """
 
-    def __init__(self, plan: Callable[[list[int]], list[list[int]]], at_once: int) -> None:
-        self._plan = plan
+    def __init__(self, at_once: int) -> None:
         self.at_once = at_once
-        self.begin()
-        _ALL.add(self)
+        self.renew()
+        renew_in_children(self)
 
-    def begin(self) -> None:
+    def renew(self) -> None:
         """Forget all calls, as in a forked child, which has none of its parent's threads."""
         self._lock = threading.Lock()
         self._calls: list[_Call] = []  # whose turn is next comes first
-        self._running = 0
-        self._rows_running = 0
 
     @property
     def waiting(self) -> int:
@@ -54,7 +50,8 @@ class SharedRuns:
     @property
     def running(self) -> int:
         """Rows of the runs under way."""
-        return self._rows_running
+        with self._lock:
+            return sum(len(call.taken) for call in self._calls)
 
     def batches(
         self,
@@ -62,6 +59,7 @@ class SharedRuns:
         lengths: Sequence[int],
         jobs: list[list[int]],
         run: Callable[[list[Any]], Outputs],
+        plan: Plan,
         options: CallOptions,
         *,
         alone: bool = False,
@@ -73,6 +71,7 @@ class SharedRuns:
             lengths: tokens of each.
             jobs: their places in batches, the longest row of each first: how the call would run by itself.
             run: makes the outputs of rows, within the call's limits.
+            plan: groups rows of these lengths into batches.
             options: the call's options, their clock running.
             alone: share no run with other calls.
 
@@ -83,15 +82,17 @@ class SharedRuns:
             DeadlineExceeded: the call's timeout has passed, or it was cancelled.
             PinnaceError: as ``run``.
         """
-        call = _Call(rows, lengths, jobs, alone)
+        call = _Call(rows, lengths, jobs, plan, alone)
         with self._lock:
             self._calls.append(call)
         try:
             while (part := self._next(call, run, options)) is not None:
                 yield part
         finally:
+            # Ctrl-C may have come anywhere above, between any two of its steps.
             with self._lock:
-                self._calls.remove(call)
+                self._settle(call, {})
+                self._calls = [other for other in self._calls if other is not call]
                 self._wake()
 
     def _next(self, call: _Call, run: Callable[[list[Any]], Outputs], options: CallOptions) -> Part | None:
@@ -104,72 +105,77 @@ class SharedRuns:
                     return call.done.popleft()
                 if not call.jobs and not call.away:
                     return None
-                taken = self._take(call)
-                if taken is None:
+                self._take(call)
+                if not call.taken:
                     call.waits = True
                     call.woken.clear()
-            if taken is None:
-                call.wait(options)
+            if call.taken:
+                self._run(call, run)
             else:
-                self._run(call, taken, run)
+                call.wait(options)
 
-    def _take(self, call: _Call) -> list[tuple[_Call, int]] | None:
-        """Take the rows of this call's next run, its own and others'; None while it is not its turn."""
+    @property
+    def _free(self) -> bool:
+        """Whether another run may begin."""
+        return sum(bool(call.taken) for call in self._calls) < self.at_once
+
+    def _take(self, call: _Call) -> None:
+        """Take the rows of this call's next run, its own and others'; none while it is not its turn."""
         ahead = itertools.takewhile(lambda other: other is not call, self._calls)
-        if not call.jobs or self._running >= self.at_once or any(other.wants_turn for other in ahead):
-            return None
+        if not call.jobs or not self._free or any(other.wants_turn for other in ahead):
+            return
         own = [(call, place) for place in call.jobs.popleft()]
         mates = [] if call.alone else [mate for mate in self._calls if mate is not call and not mate.alone]
         others = ((mate, place) for mate in mates for job in mate.jobs for place in job)
         candidates = own + list(itertools.islice(others, CANDIDATES))
         if len(candidates) > len(own):
-            batches = self._plan([owner.lengths[place] for owner, place in candidates])
+            batches = call.plan([owner.lengths[place] for owner, place in candidates])
             chosen = set(next(batch for batch in batches if 0 in batch))
             if left := [place for i, (_, place) in enumerate(own) if i not in chosen]:
                 call.jobs.appendleft(left)
             candidates = [candidate for i, candidate in enumerate(candidates) if i in chosen]
+        call.taken = candidates
         for owner, place in candidates:
             if owner is not call:
                 owner.lend(place)
-        self._running += 1
-        self._rows_running += len(candidates)
-        self._calls.remove(call)
-        self._calls.append(call)
+        self._calls = [*(other for other in self._calls if other is not call), call]
         self._wake()
-        return candidates
 
-    def _run(self, call: _Call, taken: list[tuple[_Call, int]], run: Callable[[list[Any]], Outputs]) -> None:
-        """Run rows, and hand the outputs to their owners, or the rows back to them."""
-        places: dict[_Call, list[int]] = collections.defaultdict(list)
+    def _run(self, call: _Call, run: Callable[[list[Any]], Outputs]) -> None:
+        """Run the rows that were taken, and hand the outputs to their owners, or the rows back to them."""
         lines: dict[_Call, list[int]] = collections.defaultdict(list)  # of the batch
-        for line, (owner, place) in enumerate(taken):
-            places[owner].append(place)
+        for line, (owner, _) in enumerate(call.taken):
             lines[owner].append(line)
         parts: dict[_Call, Outputs] = {}
         try:
-            outputs = run([owner.rows[place] for owner, place in taken])
+            outputs = run([owner.rows[place] for owner, place in call.taken])
             parts = {call: outputs} if len(lines) == 1 else {owner: _lines(outputs, at) for owner, at in lines.items()}
         except Exception:
             if len(lines) == 1:
                 raise
         finally:
             with self._lock:
-                self._running -= 1
-                self._rows_running -= len(taken)
-                for owner, those in places.items():
-                    if owner is not call:
-                        owner.away -= len(those)
-                    if owner in parts:
-                        owner.done.append((those, parts[owner]))
-                    else:
-                        owner.alone = True
-                        owner.jobs.appendleft(those)
-                    owner.woken.set()
+                self._settle(call, parts)
                 self._wake()
+
+    def _settle(self, call: _Call, parts: Mapping[_Call, Outputs]) -> None:
+        """Hand the outputs of a call's run to the owners of its rows, or the rows back; once more changes nothing."""
+        places: dict[_Call, list[int]] = collections.defaultdict(list)
+        for owner, place in call.taken:
+            if owner is call or place in owner.away:
+                places[owner].append(place)
+        for owner, those in places.items():
+            if owner in parts:
+                owner.done.append((those, parts[owner]))
+            else:
+                owner.take_back(those)
+            owner.away.difference_update(those)
+            owner.woken.set()
+        call.taken = []
 
     def _wake(self) -> None:
         """Wake the call whose turn it is."""
-        if self._running < self.at_once:
+        if self._free:
             for call in self._calls:
                 if call.wants_turn:
                     call.woken.set()
@@ -177,14 +183,23 @@ class SharedRuns:
 
 
 class _Call:
-    """One call's rows: those that wait for a run, those in a run of another call, and the outputs of those that ran."""
+    """One call's rows: those that wait for a run, those in a run of another call, and the outputs of those that ran.
 
-    def __init__(self, rows: Sequence[Any], lengths: Sequence[int], jobs: list[list[int]], alone: bool) -> None:
+    Attributes:
+        taken: the rows of its run under way, its own and others', each with its owner.
+        away: its rows in runs of others.
+    """
+
+    def __init__(
+        self, rows: Sequence[Any], lengths: Sequence[int], jobs: list[list[int]], plan: Plan, alone: bool
+    ) -> None:
         self.rows = rows
         self.lengths = lengths
         self.jobs = collections.deque(jobs)
+        self.plan = plan
         self.alone = alone
-        self.away = 0
+        self.taken: list[tuple[_Call, int]] = []
+        self.away: set[int] = set()
         self.done: collections.deque[Part] = collections.deque()
         self.waits = False
         self.woken = threading.Event()
@@ -196,9 +211,16 @@ class _Call:
 
     def lend(self, place: int) -> None:
         """Give a row that waits to a run of another call."""
+        self.away.add(place)
         jobs = [[one for one in job if one != place] for job in self.jobs]
         self.jobs = collections.deque(job for job in jobs if job)
-        self.away += 1
+
+    def take_back(self, places: list[int]) -> None:
+        """Have rows wait again, for runs of their own; of those that were not lent to the end some still wait."""
+        self.alone = True
+        waiting = {place for job in self.jobs for place in job}
+        if back := [place for place in places if place not in waiting]:
+            self.jobs.appendleft(back)
 
     def wait(self, options: CallOptions) -> None:
         """Wait until something has changed, within the call's limits."""
@@ -220,15 +242,3 @@ class _Call:
 
 def _lines(outputs: Outputs, lines: list[int]) -> Outputs:
     return {name: values[lines] for name, values in outputs.items()}
-
-
-_ALL: Final[weakref.WeakSet[SharedRuns]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for shared in list(_ALL):
-        shared.begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -15,6 +15,7 @@ from pinnace.runtime.pipeline_checks import check_count, check_text, check_word
 from pinnace.runtime.scores import softmax
 
 STRATEGIES: Final = ("none", "simple", "first", "average", "max")
+_IGNORED: Final = ("O",)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,14 +26,14 @@ class TokenOptions(CallOptions):
         aggregation_strategy: ``"none"`` gives labelled tokens, ``"simple"`` joins neighbours of one label;
             ``"first"``, ``"average"`` and ``"max"`` first give all tokens of a word one label: its first token's, the
             mean's, or its surest token's.
-        ignore_labels: labels that are left out.
+        ignore_labels: labels that are left out; None for the default.
         stride: tokens that neighbouring windows share; a text of any length is then read whole. None cuts it.
         is_split_into_words: an input is the list of a text's words.
-        delimiter: what stands between these words in the text that ``start`` and ``end`` count in.
+        delimiter: what stands between these words in the text that ``start`` and ``end`` count in; None for a space.
     """
 
     aggregation_strategy: str = "none"
-    ignore_labels: Iterable[str] = ("O",)
+    ignore_labels: Iterable[str] = _IGNORED
     stride: int | None = None
     is_split_into_words: bool = False
     delimiter: str = " "
@@ -41,11 +42,15 @@ class TokenOptions(CallOptions):
         super().__post_init__()
         object.__setattr__(self, "aggregation_strategy", str(self.aggregation_strategy).lower())
         check_word("aggregation_strategy", self.aggregation_strategy, STRATEGIES)
-        given = self.ignore_labels
+        given: Any = _IGNORED if self.ignore_labels is None else self.ignore_labels  # transformers takes None, too
         labels = [*given] if isinstance(given, Iterable) and not isinstance(given, str) else [None]
         if not all(isinstance(label, str) for label in labels):
             raise UsageError(f"ignore_labels is {given!r}; expected a list of labels")
         object.__setattr__(self, "ignore_labels", frozenset(labels))
+        delimiter: Any = " " if self.delimiter is None else self.delimiter
+        if not isinstance(delimiter, str):
+            raise UsageError(f"delimiter is {delimiter!r}; expected a text")
+        object.__setattr__(self, "delimiter", delimiter)
         check_count("stride", self.stride, 0)
         if self.stride is not None and self.aggregation_strategy == "none":
             raise UsageError(

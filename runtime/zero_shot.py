@@ -12,7 +12,7 @@ import numpy as np
 from pinnace.errors import InputError, UsageError
 from pinnace.runtime.pipeline_base import CallOptions
 from pinnace.runtime.pipeline_checks import check_text
-from pinnace.runtime.scores import softmax
+from pinnace.runtime.scores import Array, softmax
 from pinnace.runtime.text_classification import ClassifierPipeline
 
 
@@ -72,19 +72,15 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
         return super().__call__(inputs, candidate_labels=candidate_labels, **options)
 
     def check_input(self, item: Any, place: str) -> str:
-        """Accept a text."""
-        return check_text(item, place)
+        """Accept a text with something in it."""
+        if not (text := check_text(item, place)):
+            raise InputError(f"{place} is an empty text, expected one to judge; leave it out")
+        return text
 
     def answer(self, items: list[str], options: ZeroShotOptions) -> list[Any]:
         """Judge each text; the hypotheses of all texts share batches."""
         labels = options.candidate_labels
-        hypotheses = [options.hypothesis_template.format(label) for label in labels]
-        pairs = [(text, hypothesis) for text in items for hypothesis in hypotheses]
-        most = self.longest - self.tokenizer.num_special_tokens_to_add(pair=True) - 1
-        for label, row in zip(labels, self.encode(hypotheses, add_special_tokens=False).encodings or [], strict=True):
-            if len(row) > most:
-                raise InputError(f"the label {label[:40]!r} with its template is longer than {most} tokens; shorten it")
-        logits = self.logits(pairs, options, truncation="only_first").reshape(len(items), len(labels), -1)
+        logits = self._logits(items, options)
         entailment = self._entailment()
         if options.multi_label or len(labels) == 1:
             against = -1 if entailment == 0 else 0
@@ -97,6 +93,24 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
             {"sequence": text, "labels": [labels[i] for i in places], "scores": values}
             for text, places, values in zip(items, order.tolist(), ranked.tolist(), strict=True)
         ]
+
+    def _logits(self, items: list[str], options: ZeroShotOptions) -> Array:
+        """Return the logits of every label with every text, float32 ``[texts, labels, logits]``."""
+        labels, template = options.candidate_labels, options.hypothesis_template
+        most = self.longest - self.tokenizer.num_special_tokens_to_add(pair=True) - 1
+        # The hypotheses are made as they are needed: all at once they can be thousands of times the request.
+        alone = self.encode_pairs(
+            ((template.format(label), None) for label in labels), between=options.seconds_left, add_special_tokens=False
+        )
+        for label, row in zip(labels, alone, strict=True):
+            if len(row) > most:
+                raise InputError(f"the label {label[:40]!r} with its template is longer than {most} tokens; shorten it")
+        pairs = ((text, template.format(label)) for text in items for label in labels)
+        rows = self.encode_pairs(pairs, between=options.seconds_left, truncation="only_first")
+        logits = np.empty((len(rows), len(self.manifest.labels)), np.float32)
+        for places, outputs in self.batches(rows, options):
+            logits[places] = outputs["logits"]
+        return logits.reshape(len(items), len(labels), -1)
 
     def _entailment(self) -> int:
         labels = self.manifest.labels

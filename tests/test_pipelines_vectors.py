@@ -164,6 +164,8 @@ def test_fill_mask_refusals(open_pipeline: OpenPipeline) -> None:
         pipe("a [MASK]", targets=3)
     with pytest.raises(UsageError, match="tokenizer_kwargs has padding"):
         pipe("a [MASK]", tokenizer_kwargs={"padding": True})
+    with pytest.raises(UsageError, match="tokenizer_kwargs is 5"):
+        pipe("a [MASK]", tokenizer_kwargs=5)
     with pytest.warns(UserWarning, match="'zebra' is not in the vocabulary; its first token 'z'"):
         assert pipe("a [MASK]", targets="zebra")[0]["sequence"] == "a z"
     everything = pipe("a [MASK]", top_k=10**6)
@@ -183,6 +185,9 @@ def test_token_classification_refusals(open_pipeline: OpenPipeline) -> None:
     for labels in wrong:
         with pytest.raises(UsageError, match=rf"ignore_labels is {re.escape(repr(labels))}; expected a list"):
             pipe("a plant", ignore_labels=labels)
+    with pytest.raises(UsageError, match="delimiter is 3"):
+        pipe(["a", "plant"], is_split_into_words=True, delimiter=3)
+    assert pipe("a plant", ignore_labels=None, delimiter=None) == pipe("a plant")
     with pytest.raises(InputError, match="set is_split_into_words=False"):
         pipe("a plant", is_split_into_words=True)
     with pytest.raises(InputError, match="set is_split_into_words=True"):

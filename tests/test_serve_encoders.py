@@ -103,3 +103,13 @@ def test_a_request_that_leaves_does_not_take_others_along(
         with contextlib.suppress(DeadlineExceeded):  # unless it was faster
             asked[1].result(PATIENCE)
         assert same(asked[2].result(PATIENCE), want)
+
+
+def test_a_request_keeps_its_options_and_their_clock(bundle_of: Callable[[str], Path]) -> None:
+    pipe = pipeline("embed", bundle_of("tiny-embed"), threads=1)
+    text = "good and bad " * 20
+    for options in ({"tokenize_kwargs": {"max_length": 8}}, {"max_length": 8}):
+        assert same(encoder_view(pipe, Call())(text, **options), pipe(text, max_length=8))
+    assert not same(pipe(text), pipe(text, max_length=8))
+    with pytest.raises(DeadlineExceeded, match="timeout"):
+        encoder_view(pipe, Call())([text] * 2000, timeout=0.001)

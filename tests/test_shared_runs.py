@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import linecache
 import os
 import random
+import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
@@ -20,7 +25,7 @@ from pinnace.runtime.batching import plan_batches
 from pinnace.runtime.call_options import CallOptions
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.shared_runs import Outputs, SharedRuns
+from pinnace.runtime.shared_runs import Outputs, SharedRuns, _Call
 
 PLAN = partial(plan_batches, token_budget=640)
 
@@ -29,7 +34,7 @@ class Machine:
     """Runs rows, which are numbers, and says what it ran; it stands still until it may go on."""
 
     def __init__(self, at_once: int = 1) -> None:
-        self.shared = SharedRuns(PLAN, at_once)
+        self.shared = SharedRuns(at_once)
         self.runs: list[list[int]] = []
         self._permits = threading.Semaphore(0)
         self.bad: set[int] = set()
@@ -51,7 +56,7 @@ class Machine:
 
     def parts(self, rows: list[int], options: CallOptions, alone: bool = False) -> Iterator[tuple[list[int], Outputs]]:
         """One call: the numbers are the rows' lengths too."""
-        return self.shared.batches(rows, rows, PLAN(rows), partial(self.run, options), options, alone=alone)
+        return self.shared.batches(rows, rows, PLAN(rows), partial(self.run, options), PLAN, options, alone=alone)
 
     def call(self, rows: list[int], alone: bool = False, **options: Any) -> Future[list[int]]:
         """Call in a thread."""
@@ -64,7 +69,7 @@ class Machine:
             return list(found.values())
 
         future = self._pool.submit(whole)
-        wait_until(lambda: future.done() or (len(self.shared._calls) > before and self.shared._running > 0))
+        wait_until(lambda: future.done() or (len(self.shared._calls) > before and self.shared.running > 0))
         return future
 
 
@@ -83,7 +88,7 @@ def machine() -> Iterator[Machine]:
     yield made
     made.go_on()
     made._pool.shutdown()
-    assert (made.shared._calls, made.shared._running) == ([], 0)
+    assert (made.shared._calls, made.shared.running) == ([], 0)
 
 
 def test_what_waits_runs_together_where_it_fits(machine: Machine) -> None:
@@ -181,7 +186,7 @@ def test_as_many_runs_as_the_machine_holds() -> None:
     machine = Machine(at_once=2)
     calls = [machine.call([number]) for number in (1, 2, 3, 4)]
     wait_until(lambda: len(machine.runs) == 2)
-    assert machine.shared._running == 2
+    assert sum(bool(call.taken) for call in machine.shared._calls) == 2
     machine.go_on()
     assert [call.result() for call in calls] == [[2], [4], [6], [8]]
     assert [sorted(run) for run in machine.runs[:2]] == [[1], [2]]
@@ -222,3 +227,119 @@ def test_many_callers_get_what_one_gets(bundle_of: Callable[[str], Path], replic
         np.testing.assert_allclose(scores[1], scores[0], atol=1e-5)
     with pytest.raises(InputError):
         pipe([1])
+
+
+def interrupted_at(line: int, work: Callable[[], Any]) -> bool:
+    """Press Ctrl-C at one of the lines that the sharing of runs executes, by its number; whether there are so many."""
+    left = line
+
+    def trace(frame: Any, event: str, _arg: Any) -> Any:
+        nonlocal left
+        code = frame.f_code
+        if not code.co_filename.endswith("shared_runs.py") or code.co_name not in {"_next", "_take", "_run", "lend"}:
+            return None if event == "call" and not code.co_filename.endswith("shared_runs.py") else trace
+        # A signal does not come between a block's last line and the release of its lock, as this trace would.
+        if event == "line" and not linecache.getline(code.co_filename, frame.f_lineno).lstrip().startswith("with "):
+            left -= 1
+            if left == 0:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        work()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupted_call_leaves_its_place_to_others(machine: Machine) -> None:
+    """Ctrl-C between any two lines: nothing counts as running for ever, and rows that were lent run elsewhere."""
+    machine.go_on(100_000)
+    line = 0
+    while True:
+        line += 1
+        with ThreadPoolExecutor(1) as pool:
+            # Another call stands in line before, with a row that may be taken along.
+            other = list(machine.parts([7, 8], CallOptions().started())) if line % 2 else None
+            if not interrupted_at(line, lambda: list(machine.parts([600, 3], CallOptions().started()))):
+                break
+            rows = pool.submit(lambda: list(machine.parts([5], CallOptions().started()))).result(timeout=20)
+        assert rows[0][1]["twice"].tolist() == [10], line
+        assert other is None or sum(len(places) for places, _ in other) == 2
+        assert (machine.shared._calls, machine.shared.running) == ([], 0), line
+    assert line > 20
+
+
+def test_rows_that_an_interrupted_call_had_taken_along_run_elsewhere() -> None:
+    """The call is interrupted at each step of taking another's rows."""
+    shared = SharedRuns(1)
+    options = CallOptions().started()
+    for line in range(1, 200):
+        mate = _Call([5], [5], [[0]], PLAN, False)
+        shared._calls.append(mate)
+        own = shared.batches([3], [3], [[0]], lambda rows: {"twice": 2 * np.asarray(rows)}, PLAN, options)
+        more = interrupted_at(line, lambda own=own: next(own))
+        own.close()
+        assert shared.running == 0 and shared._free
+        if not mate.done:
+            assert (sorted(place for job in mate.jobs for place in job), mate.away) == ([0], set()), line
+        shared._calls.remove(mate)
+        if not more:
+            break
+    assert 10 < line < 199
+
+
+def test_a_pipeline_is_freed_without_the_collector(bundle_of: Callable[[str], Path]) -> None:
+    pipe = pipeline("token-classification", bundle_of("bert-glossary-ner"), threads=1)
+    pipe("a galley")
+    there = [weakref.ref(pipe), weakref.ref(pipe.session)]
+    gc.collect()
+    gc.disable()
+    try:
+        del pipe
+        assert [one() for one in there] == [None, None]
+    finally:
+        gc.enable()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_child_that_is_forked_while_a_pipeline_opens_is_not_stuck(bundle_of: Callable[[str], Path]) -> None:
+    pipe: Any = pipeline("token-classification", bundle_of("bert-glossary-ner"), threads=1)
+    with pipe._lock:  # as a thread that opens it holds it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if pipe("a galley") is not None else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_under_a_memory_limit_replicas_of_all_callers_run_no_more_at_once(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = bundle_of("bert-glossary-ner")
+    pipe: Any = pipeline("token-classification", bundle, threads=2, replicas=2, memory_limit=2 << 30, batch_tokens=16)
+    running, most, lock, run = 0, 0, threading.Lock(), pipe.session.run
+
+    def slow(*given: Any, **options: Any) -> Any:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        time.sleep(0.02)
+        with lock:
+            running -= 1
+        return run(*given, **options)
+
+    monkeypatch.setattr(pipe.session, "run", slow)
+    texts = [f"a galley met {i} boats near the harbour" for i in range(6)]
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda _: pipe(texts), range(4)))
+    assert found[0] == found[3] and most == 2
+    switch = Cancellation()
+    switch.cancel()
+    with pytest.raises(DeadlineExceeded):
+        pipe(texts, cancellation=switch)

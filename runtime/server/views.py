@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from pinnace.runtime.pipeline_base import Pipeline
@@ -31,6 +30,4 @@ def encoder_view(pipe: Pipeline[Any], call: Call) -> Any:
         return pipe.batches(encodings, options)
 
     counted = view(pipe, batches=batches)
-    return view(
-        pipe, answer=lambda items, options: counted.answer(items, dataclasses.replace(options, cancellation=call))
-    )
+    return view(pipe, answer=lambda items, options: counted.answer(items, options.ended_by(call)))
