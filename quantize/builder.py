@@ -17,7 +17,7 @@ from pinnace.publishing import copy_file, file_facts, publishing
 from pinnace.quantize.examples import Examples, read_examples, split
 from pinnace.quantize.latency import NEW_TOKENS, UNTIMED, Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
-from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes
+from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes, check_bundle, has_tokenizer
 from pinnace.quantize.resume import Kept, resuming
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.search import Attempt, satisfy
@@ -25,12 +25,12 @@ from pinnace.quantize.workshop import Progress, Workshop
 from pinnace.runtime import speeds
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cpu import Cpu, read_cpu
+from pinnace.runtime.feeds import fixed_shape
 from pinnace.runtime.golden import read_golden
 from pinnace.runtime.session import Session
 from pinnace.runtime.verify import read_certificate
 from pinnace.spec import CERTIFICATE_NAME, CHOSEN_BY_AUTO, GOLDEN_NAME, MANIFEST_NAME, REFERENCE, golden_name
 
-TOKENIZER_NAME: Final = "tokenizer.json"
 CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes
 
 
@@ -132,9 +132,12 @@ def quantize_into(
         PinnaceError: as `quantize`.
     """
     path = Path(data) if data is not None else None
+    manifest = source.manifest
+    check_bundle(manifest, schemes, path, judge=settings.judge)
     examples: Examples | None = None
-    if TOKENIZER_NAME in source.manifest.files:
-        examples = read_examples(path, source.manifest.task)
+    if has_tokenizer(manifest):
+        tokens = fixed_shape(manifest).tokens or manifest.limits.sequence
+        examples = read_examples(path, manifest.task, tokens=tokens)
     _copy(source, scratch)
     with resuming(source, path, dataclasses.asdict(settings), read_cpu()) as kept:
         if len(kept):
@@ -208,7 +211,7 @@ class _Quantization:
         manifest = self._source.manifest
         made = dataclasses.replace(made, variant=dataclasses.replace(made.variant, degraded=bool(entry.miss)))
         bundle = self._shop.with_variant(entry.precision, made)
-        self._drop_others(bundle)
+        self._drop_others(bundle, entry.precision)
         if GOLDEN_NAME in manifest.files and self._settings.judge:
             _write_golden(bundle, entry.precision, self._settings.threads)
         record = read_certificate(self._source)
@@ -259,9 +262,9 @@ class _Quantization:
             self._shop.reference, self._reference_bytes(), tuple(entries), chosen, why, self._cpu,
         )  # fmt: skip
 
-    def _drop_others(self, bundle: Bundle) -> None:
-        """Remove what other candidates left in the scratch folder."""
-        wanted = {*self._source.manifest.files, MANIFEST_NAME}
+    def _drop_others(self, bundle: Bundle, precision: str) -> None:
+        """Remove what other candidates left in the scratch folder, and the golden numbers of the variant before."""
+        wanted = {*self._source.manifest.files, MANIFEST_NAME} - {golden_name(precision)}
         for variant in bundle.manifest.variants.values():
             wanted |= {variant.graph, *variant.weights}
         for path in [p for p in self._scratch.rglob("*") if p.is_file()]:

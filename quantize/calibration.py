@@ -7,6 +7,7 @@ stands there is read by nobody and would stretch the ranges.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -127,7 +128,7 @@ def observe(
         model: a bound graph; left as it was.
         folder: where the graph's weights lie; a probe is written there for a moment.
         values: name for the result -> value of ``model``, float32 ``(..., K)``.
-        feeds: inputs of the graph, one mapping for each run.
+        feeds: inputs of the graph, one mapping for each run; a cache among them is empty.
         hessians: gather the Hessian of each value too, ``4 * K * K`` bytes.
         histograms: gather the histogram of each value too.
         progress: called with the runs done and all runs.
@@ -144,7 +145,7 @@ def observe(
     }
     names = {name: str(value.name) for name, value in values.items()}
     given = [value for value in values.values() if not value.is_graph_output()]
-    path = folder / "observe.onnx"
+    path = folder / f"observe-{os.getpid()}.onnx"  # other processes may observe the same bundle
     outputs = model.graph.outputs
     kept = len(outputs)
     try:
@@ -190,7 +191,8 @@ def _real_rows(array: Array, feed: Mapping[str, Array]) -> Array:
     """Rows ``(n, K)`` of an activation without those of padding."""
     mask = feed.get("attention_mask")
     if mask is not None and array.ndim == 3:
-        own = mask[:, mask.shape[1] - array.shape[1] :] if mask.ndim == 2 else mask
+        # Behind an empty cache the tokens come first, also in a mask as wide as a cache of fixed capacity.
+        own = mask.reshape(-1, mask.shape[-1])[:, : array.shape[1]]
         if own.shape == array.shape[:2]:
             return array[own > 0]
     return array.reshape(-1, array.shape[-1])

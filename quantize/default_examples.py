@@ -49,18 +49,19 @@ def passages() -> tuple[Passage, ...]:
     return tuple(found)
 
 
-def make(task: str, mask_token: str, candidate_labels: Sequence[str] = ()) -> list[Example]:
+def make(task: str, mask_token: str, candidate_labels: Sequence[str] = (), tokens: int | None = None) -> list[Example]:
     """Make the examples of a task.
 
     Args:
         task: a task's full name.
         mask_token: what the model writes for a mask.
         candidate_labels: labels of zero-shot classification, in place of the built-in ones.
+        tokens: most tokens of a row; None where it is not known.
     """
     labels = tuple(candidate_labels) or CANDIDATE_LABELS
     examples = []
     for i, (value, content) in enumerate(_MAKERS[task]()):
-        made = as_example(value, f"example {i} of the {SOURCE}", task, mask_token, labels)
+        made = as_example(value, f"example {i} of the {SOURCE}", task, mask_token, labels, tokens)
         examples.append(dataclasses.replace(made, content=(content,)))
     return examples
 

@@ -20,12 +20,14 @@ MAX_EXAMPLES: Final = 200_000
 Found: TypeAlias = Iterator[tuple[Any, str]]  # texts or objects, and where they stand
 
 
-def read(path: Path, task: str, mask_token: str, candidate_labels: Sequence[str]) -> list[Example]:
+def read(
+    path: Path, task: str, mask_token: str, candidate_labels: Sequence[str], tokens: int | None = None
+) -> list[Example]:
     """Read a file of examples; arguments and errors are those of `pinnace.quantize.examples.read_examples`."""
     text = _read_text(path)
     examples: list[Example] = []
     for value, place in _values(text, path, task):
-        examples.append(as_example(value, place, task, mask_token, candidate_labels))
+        examples.append(as_example(value, place, task, mask_token, candidate_labels, tokens))
         if len(examples) > MAX_EXAMPLES:
             raise InputError(f"{path.name} holds more than {MAX_EXAMPLES:,} examples; give a part of it")
     if not examples:

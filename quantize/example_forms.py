@@ -24,9 +24,14 @@ _CONTENT: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"questi
 
 
 def as_example(
-    value: Any, place: str, task: str, mask_token: str = "", candidate_labels: Sequence[str] = ()
+    value: Any,
+    place: str,
+    task: str,
+    mask_token: str = "",
+    candidate_labels: Sequence[str] = (),
+    tokens: int | None = None,
 ) -> Example:
-    """Make an example of a text or an object of fields.
+    """Make an example of a text or an object of fields; the arguments are those of `examples.read_examples`.
 
     Raises:
         InputError: it is none of this task.
@@ -53,7 +58,9 @@ def as_example(
         label = labels.read(fields[labels.field], where)
         labels.fits(label, inputs, mask_token, where)
     if task in MASKED_TASKS and mask_token:
-        inputs["text"] = with_mask(inputs["text"], mask_token)
+        # Of a pair that is cut, half is left for each.
+        room = tokens // 2 if tokens and len(inputs) > 1 else tokens
+        inputs["text"] = with_mask(inputs["text"], mask_token, room)
     options = {form.option: inputs.pop(form.option)} if form.option else {}
     named = _CONTENT.get(task, tuple(inputs))
     texts = [t for name in named for t in (inputs[name] if isinstance(inputs[name], list) else [inputs[name]])]
@@ -61,8 +68,13 @@ def as_example(
     return Example(inputs[form.text] if len(inputs) == 1 else inputs, label, options, content, place)
 
 
-def with_mask(text: str, mask_token: str) -> str:
-    """Mask one word of a text that has no mask; which one depends on the text alone.
+def with_mask(text: str, mask_token: str, tokens: int | None = None) -> str:
+    """Mask one word of a text that has no mask; which one depends on the text and ``tokens`` alone.
+
+    Args:
+        text: the text.
+        mask_token: what the model writes for a mask.
+        tokens: to which the text may be cut, the first and the last of them the model's own.
 
     Raises:
         InputError: the text has no word.
@@ -72,6 +84,8 @@ def with_mask(text: str, mask_token: str) -> str:
     words = list(re.finditer(r"[^\W\d_]+", text))[:_FIRST_WORDS]
     if not words:
         raise InputError(f"{text[:40]!r} has no word that could be masked; leave it out, or write {mask_token} into it")
+    if tokens is not None:  # a token is at least one character
+        words = [word for word in words if word.start() < tokens - 2] or words[:1]
     long = [word for word in words if len(word[0]) > 2] or words
     word = long[zlib.crc32(text.encode(errors="surrogatepass")) % len(long)]
     return f"{text[: word.start()]}{mask_token}{text[word.end() :]}"

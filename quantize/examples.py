@@ -62,6 +62,7 @@ def read_examples(
     mask_token: str = "[MASK]",  # noqa: S107
     candidate_labels: Sequence[str] = (),
     limit: int | None = None,
+    tokens: int | None = None,
 ) -> Examples:
     """Read examples of a task from a file, or take the built-in ones.
 
@@ -73,6 +74,7 @@ def read_examples(
         mask_token: what the model writes for a mask; a text of a task with masks that has none gets one.
         candidate_labels: for zero-shot classification, the labels of inputs that bring none.
         limit: most examples, evenly spread over the file; None takes all.
+        tokens: most tokens of a row, within which a mask is set; None where it is not known.
 
     Raises:
         UsageError: no such file, or one that cannot be read.
@@ -82,9 +84,9 @@ def read_examples(
     if limit is not None and limit < 1:
         raise UsageError(f"the limit of examples is {limit}; expected at least 1")
     if path is None:
-        items = default_examples.make(name, mask_token, candidate_labels)
+        items = default_examples.make(name, mask_token, candidate_labels, tokens)
         return Examples(name, tuple(items), default_examples.SOURCE).take(limit)
-    found = example_files.read(Path(path), name, mask_token, candidate_labels)
+    found = example_files.read(Path(path), name, mask_token, candidate_labels, tokens)
     return Examples(name, tuple(found), Path(path).name).take(limit)
 
 

@@ -7,6 +7,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pinnace.runtime.feeds import fixed_shape
 from pinnace.spec import Manifest
 
 FEEDS: Final = 24
@@ -19,15 +20,19 @@ def random_inputs(manifest: Manifest, generator: np.random.Generator, rows: int,
     Args:
         manifest: of the bundle.
         generator: gives the tokens.
-        rows: B.
-        tokens: T, at most what the model takes.
+        rows: B, unless the graph fixes it.
+        tokens: T, at most what the model takes, unless the graph fixes it.
     """
-    ids = generator.integers(0, manifest.limits.vocabulary, (rows, min(tokens, manifest.limits.sequence)))
-    return inputs_of(manifest, ids)
+    fixed = fixed_shape(manifest)
+    shape = (fixed.rows or rows, fixed.tokens or min(tokens, manifest.limits.sequence))
+    return inputs_of(manifest, generator.integers(0, manifest.limits.vocabulary, shape))
 
 
 def inputs_of(manifest: Manifest, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
-    """All inputs for rows of tokens ``(B, T)`` without padding, an empty cache; each choice gets the same tokens."""
+    """All inputs for rows of tokens ``(B, T)`` without padding, an empty cache; each choice gets the same tokens.
+
+    A graph of fixed shape must fix these B and T.
+    """
     rows, tokens = ids.shape
     sizes = {"batch": rows, "sequence": tokens, "past_sequence": 0, "total_sequence": tokens}
     inputs: dict[str, Any] = {}
@@ -36,9 +41,10 @@ def inputs_of(manifest: Manifest, ids: npt.NDArray[np.int64]) -> dict[str, Any]:
         inputs[spec.name] = np.zeros(shape, spec.dtype)
     choices = inputs["input_ids"].ndim == 3
     inputs["input_ids"][:] = ids[:, None] if choices else ids
-    for name, content in (("attention_mask", 1), ("position_ids", np.arange(tokens))):
-        if name in inputs:
-            inputs[name][:] = content
+    if "attention_mask" in inputs:
+        inputs["attention_mask"][..., :tokens] = 1  # what a cache of fixed capacity has behind them is empty
+    if "position_ids" in inputs:
+        inputs["position_ids"][:] = np.arange(tokens)
     return inputs
 
 

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Final
 
 from pinnace.errors import UsageError, unknown_word
 from pinnace.quantize.latency import NEW_TOKENS
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.thresholds import METHODS
-from pinnace.spec import Manifest
+from pinnace.spec import Manifest, TensorSpec, is_cached
 
 # Precision -> the scheme that a request for it means.
 DEFAULTS: Final[Mapping[str, str]] = {"int8": "int8", "int4": "int4", "fp16": "fp16"}
@@ -20,6 +21,7 @@ TRIED: Final[Mapping[bool, tuple[str, ...]]] = {
     True: ("int8", "int8-token", "int8-weights", "int4"),
 }
 MIN_SPEEDUP: Final = 1.2
+_TOKENIZER: Final = "tokenizer.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,3 +79,45 @@ def asked_schemes(
             "leave --auto out"
         )
     return found
+
+
+def has_tokenizer(manifest: Manifest) -> bool:
+    """Whether texts can calibrate and judge a bundle."""
+    return _TOKENIZER in manifest.files
+
+
+def check_bundle(manifest: Manifest, schemes: Sequence[Scheme], data: Path | None, *, judge: bool) -> None:
+    """Find what a bundle does not allow before the long work begins.
+
+    Args:
+        manifest: of the bundle.
+        schemes: what will be tried.
+        data: file of examples, or None.
+        judge: whether variants are judged and timed.
+
+    Raises:
+        UsageError: examples that no tokenizer can read, or a decoder that takes no prompts of any length.
+    """
+    if data is not None and not has_tokenizer(manifest):
+        raise UsageError(
+            f"--data {data.name}: the bundle has no {_TOKENIZER}, so that texts cannot become its tokens; "
+            "leave --data out, or export again from a folder with a tokenizer"
+        )
+    if (judge or any(scheme.calibrates for scheme in schemes)) and (spec := _fixed_input(manifest)) is not None:
+        raise UsageError(
+            f"{spec.name} has the fixed shape {list(spec.shape)}, and a decoder is calibrated and judged on prompts of "
+            "any length; export without --static, or with --static capacity alone, to quantize"
+        )
+
+
+def _fixed_input(manifest: Manifest) -> TensorSpec | None:
+    """A decoder's first input of fixed rows or tokens; the slots of a cache of fixed capacity are none."""
+    if manifest.cache is None:
+        return None
+    for spec in manifest.inputs:
+        cached = is_cached(spec.name)
+        slots = manifest.cache.fixed and (cached or spec.name == "attention_mask")
+        sizes = (spec.shape[0],) if slots else (spec.shape[0], spec.shape[2 if cached else 1])
+        if any(isinstance(size, int) for size in sizes):
+            return spec
+    return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import types
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Final
 
 import onnx_ir as ir
@@ -14,6 +14,8 @@ from pinnace.quantize.packing import shares_bytes
 from pinnace.quantize.projections import find_groups, find_projections, find_tables
 from pinnace.quantize.recipe import BITS, HALF, KEEP, QDQ, TIED, Recipe, selected
 from pinnace.quantize.thresholds import MIN_MAX
+
+NAMED: Final = 4  # groups that a refusal names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +67,8 @@ class Scheme:
             calibration: key of `thresholds.METHODS`; None takes min-max.
 
         Raises:
-            UsageError: a pattern that fits nothing, or a method of calibration where none is used.
+            UsageError: a pattern that fits nothing, patterns that leave nothing to quantize, or a method of
+                calibration where none is used.
         """
         if calibration is not None and self.way not in QDQ:
             users = ", ".join(name for name, row in SCHEMES.items() if row.way in QDQ)
@@ -74,6 +77,8 @@ class Scheme:
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
+        if (keep or only) and not any(map(chosen.issuperset, [*groups.values(), *([table] for table in tables)])):
+            raise UsageError(_nothing_left(groups, keep, only))
         tied = self._tied(graph, tables, block) & chosen
         return Recipe(
             groups={g: self.way if chosen.issuperset(names) else KEEP for g, names in groups.items()},
@@ -98,6 +103,17 @@ class Scheme:
     def calibrates(self) -> bool:
         """Whether it needs calibration data."""
         return self.smoothing or self.way in ("fixed", HALF, *QDQ) or self.rounding == "compensated"
+
+
+def _nothing_left(groups: Mapping[str, Sequence[str]], keep: Collection[str], only: Collection[str]) -> str:
+    """Say that no whole group is left to quantize, and which groups of several weights there are."""
+    given = " ".join((*(f"--only {pattern!r}" for pattern in only), *(f"--keep {pattern!r}" for pattern in keep)))
+    joined = [" + ".join(names) for names in groups.values() if len(names) > 1]
+    text = f"{given} leaves nothing to quantize"
+    if joined:
+        more = f", and {len(joined) - NAMED} more" if len(joined) > NAMED else ""
+        text += f". Weights that read the same input change together or not at all: {'; '.join(joined[:NAMED])}{more}"
+    return f"{text}. Let the patterns leave a whole group"
 
 
 _LESS_INT4: Final = ("blocks8", KEEP)
