@@ -18,15 +18,15 @@ from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, tools, write_golden
 from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
-from pinnace.export.interface import Interface, Options
+from pinnace.export.interface import Interface, Options, check_options
 from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
 from pinnace.export.passes import tidy
 from pinnace.export.quantized import QUANTIZED, add_variant, check_request
 from pinnace.export.sentence import sentence_case
-from pinnace.export.source import Origin, find_origin
+from pinnace.export.source import Origin, find_origin, output_folder
 from pinnace.export.static_cache import fix_shapes, graph_interface
 from pinnace.export.tasks import limits_of
-from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer, read_pooling
+from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, has_tokenizer
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, read_number, unbound
@@ -140,7 +140,8 @@ def export(
         allow_pickle=allow_pickle, changes=config, labels=labels,
     )  # fmt: skip
     options = Options(dict(static or {}), hidden_states, attentions, all_logits)
-    folder = Path(output) if output is not None else Path(f"{_short_name(model)}-{origin.task.name}")
+    check_options(origin.task, options)
+    folder = output_folder(model, origin.task.name, output)
     check_request(precision, origin.task.name, data, allow_degraded)
 
     def build_in(place: Path) -> Exported:
@@ -162,10 +163,6 @@ def _check_words(*, precision: str, target: str, layout: str) -> None:
     for kind, got, known in words:
         if got not in known:
             raise unknown_word(kind, got, known)
-
-
-def _short_name(model: str | Path) -> str:
-    return Path(str(model).rstrip("/")).resolve().name if Path(model).is_dir() else str(model).rpartition("/")[2]
 
 
 class _Build:
@@ -203,7 +200,8 @@ class _Build:
         )  # fmt: skip
         if face.cache is not None and face.cache.fixed:
             self.limits = dataclasses.replace(self.limits, sequence=face.cache.capacity)
-        copied = copy_settings(self.origin.folder, self.scratch) if self.origin.folder else ()
+        if self.origin.folder:
+            copy_settings(self.origin.folder, self.scratch)
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
         traced = trace(weights.build, face.traced.call, face.traced.inputs, face.traced.outputs)
@@ -229,7 +227,7 @@ class _Build:
         (self.scratch / "config.json").write_text(self.config.to_json_string(use_diff=False), "utf-8")
         record = certificate(checks, f"pinnace.models on PyTorch {torch.__version__.partition('+')[0]}")
         (self.scratch / CERTIFICATE_NAME).write_text(to_json(record), "utf-8")
-        manifest = self._manifest(face, variants, special, pooling="modules.json" in copied)
+        manifest = self._manifest(face, variants, special)
         write_genai_config(self.scratch, manifest, self.config)
         (self.scratch / "README.md").write_text(model_card(manifest, record), "utf-8")
         manifest = dataclasses.replace(manifest, files=file_facts(self.scratch))
@@ -238,7 +236,7 @@ class _Build:
 
     def _cases(self, face: Interface) -> tuple[Case, ...]:
         cases = list(grid(face, self.limits))
-        if has_tokenizer(self.scratch) and (case := sentence_case(self.scratch, face)) is not None:
+        if has_tokenizer(self.scratch) and (case := sentence_case(self.scratch, face, self.limits)) is not None:
             cases.append(case)
         return tuple(cases)
 
@@ -274,9 +272,7 @@ class _Build:
         prefix = inside.removesuffix(graph)
         return Variant(self.target, self.opset, inside, tuple(prefix + name for name in weights), islands)
 
-    def _manifest(
-        self, face: Interface, variants: dict[str, Variant], special: dict[str, int], *, pooling: bool
-    ) -> Manifest:
+    def _manifest(self, face: Interface, variants: dict[str, Variant], special: dict[str, int]) -> Manifest:
         labels = [self.config.id2label[i] for i in range(self.config.num_labels)]
         return Manifest(
             format=MANIFEST_FORMAT,
@@ -289,7 +285,7 @@ class _Build:
             labels=tuple(labels) if any("labels" in axes for axes in face.axes.values()) else (),
             problem_type=self.config.problem_type,
             special_tokens=special,
-            pooling=read_pooling(self.scratch) if pooling else None,
+            pooling=self.origin.pooling,
             cache=face.cache,
             source=self.origin.source,
             variants=variants,

@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pinnace.errors import UsageError
 from pinnace.export.lowering_ort import shares_cache
-from pinnace.export.tasks import DYNAMIC_AXES, Task, limits_of, sizes, with_sizes
+from pinnace.export.tasks import DYNAMIC_AXES, TASKS, Task, limits_of, sizes, with_sizes
 from pinnace.models.ops import last_position
 from pinnace.spec import PAST, PRESENT, CacheSpec, TensorSpec
 
@@ -82,6 +82,13 @@ def _pick(result: Any, name: str) -> Any:
         return result.past_key_values[int(place[0])][("key", "value").index(place[1])]
     value = getattr(result, field)
     return value[int(place[0])] if place else value
+
+
+def check_options(task: Task, options: Options) -> None:
+    """Refuse an option that the task has no meaning for, before the long work begins. Raises UsageError."""
+    if options.all_logits and not task.causal:
+        able = ", ".join(name for name, row in TASKS.items() if row.causal)
+        raise UsageError(f"--all-logits is for {able}; got the task {task.name}")
 
 
 def interface(task: Task, config: Any, options: Options, *, target: str, pooler: bool) -> Interface:

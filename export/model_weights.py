@@ -74,10 +74,13 @@ def find_weights(
         origin.config.update({"tie_word_embeddings": False})
     fresh = found.missing
     if fresh:
-        spread = origin.config.initializer_range
-        random_weights(init_file, {name: shapes[name] for name in fresh}, spread, names.start)
+        # Of a tied pair that is missing whole, one tensor is made.
+        shared = {name: source for name, source in names.tied.items() if tied and {name, source} <= set(fresh)}
+        own = {name: shapes[name] for name in fresh if name not in shared}
+        random_weights(init_file, own, origin.config.initializer_range, names.start)
         made = Checkpoint.of_files(init_file.parent, (init_file,)).tensors
-        found = dataclasses.replace(found, bound={**found.bound, **made}, missing=())
+        bound = {**found.bound, **made, **{name: made[source] for name, source in shared.items()}}
+        found = dataclasses.replace(found, bound=bound, missing=())
     return ModelWeights(build, found, fresh, _has_pooler(shapes), checkpoint)
 
 

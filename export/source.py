@@ -9,17 +9,19 @@ from typing import Any
 
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.export.tasks import Task, find_task, task_of_head
+from pinnace.export.tokenizer_files import read_pooling
 from pinnace.models.config import PreTrainedConfig
 from pinnace.models.hub import HubOptions, locate_checkpoint
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
-from pinnace.spec import Source, canonical_task
+from pinnace.spec import Pooling, Source, canonical_task
 
 
 @dataclasses.dataclass(frozen=True)
 class Origin:
     """What is known before anything is built.
 
-    ``folder`` is None where there is no checkpoint at all (a catalog name with random weights).
+    ``folder`` is None where there is no checkpoint at all (a catalog name with random weights). ``pooling`` is what a
+    sentence-transformers folder says, for the task of making vectors.
     """
 
     folder: Path | None
@@ -28,6 +30,7 @@ class Origin:
     config: Any
     task: Task
     head: str
+    pooling: Pooling | None = None
 
 
 def find_origin(
@@ -54,7 +57,8 @@ def find_origin(
         labels: names of the labels, in the order of the logits; None keeps the configuration's.
 
     Raises:
-        UsageError: an unknown word. CheckpointError: nothing there, or no Hub in reach. ConfigError: bad values.
+        UsageError: an unknown word. CheckpointError: nothing there, no Hub in reach, or a module of
+            sentence-transformers that Pinnace does not have. ConfigError: bad values.
     """
     name = str(model)
     is_catalog = name in ARCHS and not Path(name).is_dir()
@@ -89,7 +93,22 @@ def find_origin(
     if found.causal:
         config.update({"is_decoder": True})
     config.architectures = [head]
-    return Origin(folder, source, arch, config, found, head)
+    pooling = read_pooling(folder) if folder is not None and found.name == "feature-extraction" else None
+    return Origin(folder, source, arch, config, found, head, pooling)
+
+
+def output_folder(model: str | Path, task: str, given: str | Path | None) -> Path:
+    """The bundle's folder: the one that was asked for, or ``<model>-<task>`` in the current folder.
+
+    Raises:
+        UsageError: its path is not UTF-8, and ONNX Runtime opens no other.
+    """
+    short = _readable(Path(model).resolve().name) if Path(model).is_dir() else str(model).rpartition("/")[2]
+    folder = Path(given) if given is not None else Path(f"{short}-{task}")
+    path = str(folder.absolute())
+    if path != _readable(path):
+        raise UsageError(f"the output {_readable(path)} is not UTF-8, and ONNX Runtime opens no other; give another -o")
+    return folder
 
 
 def _name_labels(config: Any, labels: Sequence[str], *, fixed: bool) -> None:
@@ -124,5 +143,10 @@ def _folder_name(folder: Path) -> str:
     parts = folder.resolve().parts
     if "snapshots" in parts:
         repository = parts[parts.index("snapshots") - 1]
-        return repository.removeprefix("models--").replace("--", "/")
-    return parts[-1]
+        return _readable(repository.removeprefix("models--").replace("--", "/"))
+    return _readable(parts[-1])
+
+
+def _readable(name: str) -> str:
+    """A file's name with a mark for each byte that is not UTF-8, which Python holds as half of a surrogate pair."""
+    return "".join("\ufffd" if "\ud800" <= c <= "\udfff" else c for c in name)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,10 +14,19 @@ from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 _SENTENCE: Final = "sentence_bert_config.json"
-_PLAIN: Final = ("tokenizer.json", "vocab.txt", "chat_template.jinja", "config_sentence_transformers.json", _SENTENCE)
+_PLAIN: Final = (
+    "tokenizer.json",
+    "vocab.txt",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "config_sentence_transformers.json",
+    _SENTENCE,
+)
 _FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _POOLING: Final = "1_Pooling/config.json"
 _MODULES: Final = "modules.json"
+_TEMPLATES: Final = "additional_chat_templates"
+_TEMPLATE: Final = re.compile(r"[\w-]+\.jinja", re.ASCII)
 # Fields that name files or code of the machine that saved the tokenizer.
 _LEFT_OUT: Final = frozenset(
     {
@@ -34,24 +45,29 @@ def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
     """Copy what the runtime needs besides weights; returns the names copied.
 
     Raises:
-        CheckpointError: a file is too large or is not what its name says.
+        CheckpointError: a file is too large, cannot be read or is not what its name says.
     """
     copied = []
-    for name in (*_PLAIN, *_FILTERED, _MODULES, _POOLING):
+    for name in _names(source):
         path = source / name
         if not path.is_file():
             continue
-        if path.stat().st_size > MAX_BYTES:
-            raise CheckpointError(f"{path} has {path.stat().st_size} bytes, more than the {MAX_BYTES} allowed")
-        content = path.read_bytes()
+        content = _content(path)
         if name in _FILTERED:
-            facts = _object(path)
-            kept = {key: value for key, value in facts.items() if key not in _LEFT_OUT}
-            content = (json.dumps(kept, indent=2, ensure_ascii=False) + "\n").encode()
+            kept = {key: value for key, value in _object(path).items() if key not in _LEFT_OUT}
+            content = _json_text(kept).encode()
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
         copied.append(name)
     return tuple(copied)
+
+
+def _names(source: Path) -> Iterator[str]:
+    """Names that may be copied: those of the list, and the named chat templates that the folder has."""
+    yield from (*_PLAIN, *_FILTERED, _MODULES, _POOLING)
+    if (source / _TEMPLATES).is_dir():
+        names = sorted(path.name for path in (source / _TEMPLATES).iterdir())
+        yield from (f"{_TEMPLATES}/{name}" for name in names if _TEMPLATE.fullmatch(name))
 
 
 def has_tokenizer(folder: Path) -> bool:
@@ -64,10 +80,17 @@ def complete_tokenizer(folder: Path) -> dict[str, int]:
 
     Returns:
         name such as ``cls_token`` -> id.
+
+    Raises:
+        BundleError, CheckpointError: files that make no tokenizer.
     """
-    tokenizer = load_tokenizer(folder)
-    if not (folder / "tokenizer.json").is_file():
-        tokenizer.save_pretrained(folder)
+    try:
+        tokenizer = load_tokenizer(folder)
+        if not (folder / "tokenizer.json").is_file():
+            tokenizer.save_pretrained(folder)
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise CheckpointError(f"the tokenizer's files hold half of a surrogate pair, {half!r}: no character") from None
     _state_sentence_length(folder)
     named = sorted(tokenizer.special_tokens_map.items())
     return {name: tokenizer.convert_tokens_to_ids(token) for name, token in named}
@@ -85,8 +108,7 @@ def _state_sentence_length(folder: Path) -> None:
         return
     path = folder / "tokenizer_config.json"
     settings = _object(path) if path.is_file() else {}
-    text = json.dumps({**settings, "max_length": length}, indent=2, ensure_ascii=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    path.write_text(_json_text({**settings, "max_length": length}), encoding="utf-8")
 
 
 def read_pooling(folder: Path) -> Pooling | None:
@@ -122,8 +144,24 @@ def _object(path: Path) -> dict[str, Any]:
     return facts
 
 
+def _json_text(facts: dict[str, Any]) -> str:
+    # ASCII alone: half of a surrogate pair, which a file may hold as an escape, has no other form.
+    return json.dumps(facts, indent=2) + "\n"
+
+
+def _content(path: Path) -> bytes:
+    """Read a whole file of bounded size. Raises CheckpointError."""
+    try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path} has {size} bytes, more than the {MAX_BYTES} allowed")
+        return path.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
 def _parsed(path: Path) -> Any:
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(_content(path).decode())
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None

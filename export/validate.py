@@ -98,11 +98,12 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
     """
     run = open_graph(graph)
     gate = GATES[precision]
+    config: Any = model.config
     total: dict[str, Difference] = {}
     rows: dict[str, Difference] = {}
     for case in cases:
         want, got = run_reference(model, interface, case.inputs), run(case.inputs)
-        for spec in _comparable(interface, case):
+        for spec in _comparable(interface, case, config):
             axes = interface.axes[spec.name]
             found = difference(real_part(case, axes, got[spec.name]), real_part(case, axes, want[spec.name]), gate.tie)
             _merge(total, spec.name, found)
@@ -112,7 +113,7 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
                 raise CheckFailed(f"output {spec.name!r} differs from PyTorch on {case.name}: {miss}.\n  {where}")
         if _splits(case, interface):
             _compare_rows(run, interface, case, got, rows, precision)
-        if _steps(case, interface):
+        if _steps(case, interface, config):
             _compare_steps(run, interface, case, got, precision)
     for name, found in total.items():
         # The largest entry is an answer where the entries are scores, and chance in a hidden state or a cache.
@@ -122,16 +123,23 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
     return Validation(tuple(case.name for case in cases), longest, total, rows)
 
 
-def _comparable(interface: Interface, case: Case) -> list[TensorSpec]:
+def _comparable(interface: Interface, case: Case, config: Any) -> list[TensorSpec]:
     """Outputs whose layout the target shares with the reference on this case.
 
     Where rows have histories of different length, a shared buffer keeps each row's keys together and the reference
     appends them after the longest, so only what is computed from them can be compared. For a cache of fixed capacity
-    the reference's keys are put in the same places.
+    the reference's keys are put in the same places. What a decoder without a cache pools from the first token means
+    nothing where that is padding: it sees itself alone.
     """
     cache = interface.cache
     ragged = len(set(case.past)) > 1 and cache is not None and cache.in_place and not cache.fixed
-    return [spec for spec in interface.outputs if not (ragged and spec.name.startswith(PRESENT))]
+    blind = case.padding == "left" and cache is None and getattr(config, "is_decoder", False)
+    return [
+        spec
+        for spec in interface.outputs
+        if not (ragged and spec.name.startswith(PRESENT))
+        and not (blind and "sequence" not in interface.axes[spec.name])
+    ]
 
 
 def _merge(into: dict[str, Difference], name: str, found: Difference) -> None:
@@ -144,10 +152,15 @@ def _splits(case: Case, interface: Interface) -> bool:
     return flat and len(case.real) > 1 and case.padding == "right" and interface.free_tokens
 
 
-def _steps(case: Case, interface: Interface) -> bool:
-    """Whether the case can be fed in two steps: one row without padding, longer than the first step, free shapes."""
+def _steps(case: Case, interface: Interface, config: Any) -> bool:
+    """Whether the case can be fed in two steps: one row without padding, longer than the first step, free shapes.
+
+    Nor may dynamic scaling stretch the row: the first step's keys would be those of a shorter one.
+    """
     one_row = case.past and len(case.real) == 1 and case.padding == "none"
-    return bool(one_row) and case.real.shape[1] > FIRST_STEP and interface.free_tokens
+    if not one_row or case.real.shape[1] <= FIRST_STEP or not interface.free_tokens:
+        return False
+    return int(case.real_keys.sum()) <= int(getattr(config, "longest_in_pieces", config.max_position_embeddings))
 
 
 def _compare_rows(

@@ -64,10 +64,8 @@ def bind_weights(
     if same and (file_name == CHECKPOINT_NAME or not outside):
         for source in outside:
             copy_file(source, folder / source.name)
-        index = outside[0].parent / INDEX_NAME if outside else folder / INDEX_NAME
-        # An index that names files which hold no weight of this graph would not be true here.
-        if len(outside) > 1 and index.is_file() and _files_of(index) <= {source.name for source in outside}:
-            copy_file(index, folder / INDEX_NAME)
+        if outside and outside[0].name != CHECKPOINT_NAME:
+            _copy_index(outside, folder)
     else:
         wanted = {name: _type_of(value) for name, value in weights.items()}
         if file_name == CHECKPOINT_NAME:
@@ -88,9 +86,12 @@ def bind_weights(
     return tuple(sorted({place.file.name for place in places.values()}))
 
 
-def _files_of(index: Path) -> set[str]:
-    """The files that an index names; it was read and checked when the checkpoint was opened."""
-    return set(json.loads(index.read_bytes())["weight_map"].values())
+def _copy_index(shards: Sequence[Path], folder: Path) -> None:
+    """Copy the index of shards; it was read and checked when the checkpoint was opened."""
+    index = shards[0].parent / INDEX_NAME
+    # An index that names files which hold no weight of this graph would not be true here.
+    if index.is_file() and set(json.loads(index.read_bytes())["weight_map"].values()) <= {s.name for s in shards}:
+        copy_file(index, folder / INDEX_NAME)
 
 
 def _type_of(value: ir.Value) -> ir.DataType:

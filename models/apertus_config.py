@@ -121,6 +121,11 @@ class ApertusConfig(PreTrainedConfig):
             values["num_key_value_heads"] = values.get("num_attention_heads", 32)
         return in_one_dialect(values, DEFAULT_ROTARY, values.get("max_position_embeddings", 65536))
 
+    @classmethod
+    def _own_part(cls, values: dict[str, Any]) -> dict[str, Any]:
+        # What stands beside the text part of Apertus 1.5 counts too; `upgrade_keys` joins the two.
+        return values if values.get("model_type") == COMPOSITE else super()._own_part(values)
+
     @property
     def head_size(self) -> int:
         """D, the size of a head."""
@@ -132,6 +137,11 @@ class ApertusConfig(PreTrainedConfig):
         rope = self.rope_parameters
         stretch = rope["factor"] if rope["rope_type"] == "dynamic" else 1
         return int(self.max_position_embeddings * stretch)
+
+    @property
+    def longest_in_pieces(self) -> int:
+        """Tokens of a row up to which its keys are the same whether it is read at once or in pieces."""
+        return self.max_position_embeddings if self.rope_parameters["rope_type"] == "dynamic" else self.longest_row
 
     def to_dict(self) -> dict[str, Any]:
         """Return every key that is set: other programs take a ``head_dim`` of null at its word."""

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pinnace.errors import InputError
 from pinnace.models import ops
 from pinnace.models.bert_config import BertConfig
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.semantic import is_tracing
 
 
 @dataclass
@@ -100,7 +100,7 @@ class BertSelfAttention(nn.Module):
         dropout = self.dropout.p if self.training else 0.0
         N = self.num_attention_heads
         if self.is_decoder:
-            past = self._past(hidden_states, state)
+            past = cast(tuple[Tensor, Tensor], state.past[self.layer_idx][:2]) if state.past else None
             mask = cast(Tensor, state.mask)  # a decoder's is never None
             context, weights, key, value = ops.cached_attention(q, k, v, mask, past, N, biases=biases, dropout=dropout)
             state.presents.append((key, value))
@@ -109,15 +109,6 @@ class BertSelfAttention(nn.Module):
         if state.attentions is not None:
             state.attentions.append(weights)
         return context
-
-    def _past(self, hidden_states: Tensor, state: PassState) -> tuple[Tensor, Tensor]:
-        if state.past:
-            key, value = state.past[self.layer_idx][:2]
-            return key, value
-        B, _, C = hidden_states.shape
-        N = self.num_attention_heads
-        empty = hidden_states.new_zeros(B, N, 0, C // N)
-        return empty, empty
 
 
 class BertCrossAttention(nn.Module):
@@ -227,13 +218,9 @@ class BertLayer(nn.Module):
         x = self.attention(hidden_states, state)
         if state.encoder_hidden_states is not None:
             x = self.crossattention(x, state)
-        if not self.chunk_size:
+        # Pieces save memory and change no number, so a graph has none.
+        if not self.chunk_size or is_tracing():
             return self._feed_forward(x)
-        if x.shape[1] % self.chunk_size:
-            raise InputError(
-                f"a sequence of {x.shape[1]} tokens is not a multiple of chunk_size_feed_forward={self.chunk_size}.\n"
-                "  pad the sequence or set chunk_size_feed_forward to 0"
-            )
         return torch.cat([self._feed_forward(piece) for piece in x.split(self.chunk_size, dim=1)], dim=1)
 
     def _feed_forward(self, x: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ SINGLE_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 MAX_INDEX_BYTES: Final = 16 * 1024 * 1024
 MAX_SHARDS: Final = 10_000
-_SHARD_NAME: Final = re.compile(r"[\w.-]{1,200}\.safetensors", re.ASCII)
+_SHARD_NAME: Final = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # The pickles that hold a model's weights; beside them lie those of the trainer: optimizer.pt, training_args.bin, ...
 _MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")

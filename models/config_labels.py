@@ -31,7 +31,7 @@ def numbered(owner: str, labels: Any) -> dict[int, str]:
     """Return ``id2label`` with whole numbers for keys; JSON can only write them as strings.
 
     Raises:
-        ConfigError: not a dict, a label that is no string, or keys that are not exactly 0 to n-1.
+        ConfigError: not a dict, a label that is no string of whole characters, or keys that are not exactly 0 to n-1.
     """
     expected = "a dict that numbers its labels 0, 1, 2, ... without a gap"
     if not isinstance(labels, dict) or not labels or not all(isinstance(label, str) for label in labels.values()):
@@ -42,6 +42,10 @@ def numbered(owner: str, labels: Any) -> dict[int, str]:
         raise wrong(owner, "id2label", labels, expected) from None
     if sorted(result) != list(range(len(labels))):
         raise wrong(owner, "id2label", labels, expected)
+    try:
+        "".join(labels.values()).encode()
+    except UnicodeEncodeError:
+        raise wrong(owner, "id2label", labels, "labels of whole characters, not half of a surrogate pair") from None
     return result
 
 

@@ -29,6 +29,7 @@ SETTINGS_FILES: Final = (
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
+    "additional_chat_templates/*.jinja",
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",

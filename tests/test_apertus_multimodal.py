@@ -132,6 +132,12 @@ def test_the_configuration_is_read_by_any_of_its_names(tmp_path: Path) -> None:
     assert ApertusConfig.from_pretrained(tmp_path).to_diff_dict() == ours.to_diff_dict()
     alone = ApertusConfig(**text_config(architectures=["Apertus1p5TextForCausalLM"], dtype="bfloat16"))
     assert {**alone.to_diff_dict(), "transformers_version": "5.13.0"} == ours.to_diff_dict()
+    inner = text_config(model_type="apertus", output_vocab_size=None)
+    tied = {**BESIDE, "text_config": inner, "tie_word_embeddings": True}
+    (tmp_path / "config.json").write_text(json.dumps(tied), "utf-8")
+    ours = ApertusConfig.from_pretrained(tmp_path)
+    assert (ours.tie_word_embeddings, ours.architectures) == (True, ["ApertusForCausalLM"])
+    assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == ours.to_diff_dict()
 
 
 @pytest.mark.parametrize(

@@ -221,7 +221,7 @@ def test_bad_headers_are_refused_in_bounded_time_and_memory(name: str, tmp_path:
     [
         "../outside.safetensors", "/etc/passwd", "nested/model.safetensors", "model.safetensors/..",
         "..\\x.safetensors", "x.safetensors\x00", "x.safetensors\n",
-        "model.bin", "", "café.safetensors", ".safetensors/x.safetensors",
+        "model.bin", "", "café.safetensors", ".safetensors/x.safetensors", ".hidden.safetensors",
     ],
 )  # fmt: skip
 def test_a_shard_outside_the_folder_is_refused(shard: str, sharded: Path) -> None:

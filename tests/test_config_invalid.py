@@ -56,6 +56,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"id2label": {"a": "b"}}, ["id2label"]),
     ({"id2label": {"1": "b", "2": "c"}}, ["id2label", "0, 1, 2"]),
     ({"id2label": {"0": 5}}, ["id2label"]),
+    ({"id2label": {"0": "a\ud800"}}, ["id2label", "surrogate"]),
     ({"label2id": {"a": [1]}, "id2label": {"0": "a"}}, ["label2id"]),
     ({"label2id": {"a": [1]}}, ["label2id"]),
     ({"hiden_size": 12}, ["hiden_size", "did you mean 'hidden_size'"]),
