@@ -273,14 +273,14 @@ class Pipeline(abc.ABC, Generic[Options]):
     def _route(self, inputs: Any, options: Options) -> Any:
         if self.is_one(inputs, options):
             return self.answer([self.check_input(inputs, "the input")], options.started())[0]
+        checked = (self.check_input(item, f"input {i}") for i, item in enumerate(inputs))
         if isinstance(inputs, list | tuple):
             running = options.started()
-            return list(self._stream(inputs, lambda: running))
-        return self._stream(inputs, options.started)
+            return list(self._stream([*checked], lambda: running))  # a wrong one is told before anything runs
+        return self._stream(checked, options.started)
 
-    def _stream(self, inputs: Iterable[Any], options: Callable[[], Options]) -> Iterator[Any]:
+    def _stream(self, checked: Iterable[Any], options: Callable[[], Options]) -> Iterator[Any]:
         """Answer piece by piece, each with the options, and their clock, that are asked for before it."""
-        checked = (self.check_input(item, f"input {i}") for i, item in enumerate(inputs))
         for items in pieces(checked, CHUNK, CHUNK_CHARACTERS):
             yield from self.answer(items, options())
 
