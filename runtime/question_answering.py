@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -17,6 +18,10 @@ Question: TypeAlias = tuple[str, str]
 DEFAULT_LENGTH: Final = 384
 DEFAULT_STRIDE: Final = 128
 DEFAULT_QUESTION: Final = 64
+# Tokens of the windows that are held at once, each some 400 bytes; neighbours that share much make many of a few.
+MAX_WINDOW_TOKENS: Final = 1 << 20
+# A context whose windows repeat each token no more often than this may be as long as any text.
+MAX_REPEATS: Final = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,11 +101,20 @@ class QuestionAnsweringPipeline(Pipeline[AnswerOptions]):
         return check_text(question, f"'question' of {place}"), check_text(context, f"'context' of {place}")
 
     def answer(self, items: list[Question], options: AnswerOptions) -> list[Any]:
-        """Answer each question; the windows of all contexts share batches."""
+        """Answer each question; the windows of all contexts share batches, as far as they can be held at once."""
         length = min(options.max_seq_len or DEFAULT_LENGTH, self.longest)
         stride = min(length // 2, DEFAULT_STRIDE) if options.doc_stride is None else options.doc_stride
+        questions = self._cut_questions(items, length, stride, options)
+        shown = [(question, context) for question, (_, context) in zip(questions, items, strict=True)]
+        answers: list[Any] = []
+        for part in self._portions(shown, length, stride):
+            options.seconds_left()
+            answers += self._answer_at_once(part, length, stride, options)
+        return answers
+
+    def _answer_at_once(self, items: list[Question], length: int, stride: int, options: AnswerOptions) -> list[Any]:
         encoded = self.encode(
-            self._cut_questions(items, length, stride, options),
+            [question for question, _ in items],
             [context for _, context in items],
             truncation="only_second",
             max_length=length,
@@ -157,6 +171,43 @@ class QuestionAnsweringPipeline(Pipeline[AnswerOptions]):
             elif len(row) > room and len(row) + len(self._bare(items[i][1])) + framed > length:
                 questions[i] = _cut_at_word(questions[i], row, min(room, DEFAULT_QUESTION))
         return questions
+
+    def _portions(self, items: list[Question], length: int, stride: int) -> Iterator[list[Question]]:
+        """Cut into lists whose windows can be held at once.
+
+        Raises:
+            UsageError: those of one context cannot, since they share too much.
+        """
+        portion: list[Question] = []
+        held = 0
+        for question, context in items:
+            tokens = self._window_tokens(question, context, length, stride)
+            if portion and held + tokens > MAX_WINDOW_TOKENS:
+                yield portion
+                portion, held = [], 0
+            portion.append((question, context))
+            held += tokens
+        if portion:
+            yield portion
+
+    def _window_tokens(self, question: str, context: str, length: int, stride: int) -> int:
+        """Return how many tokens a context's windows have at most: by its characters, or counted where they are many.
+
+        Raises:
+            UsageError: more than may be.
+        """
+        room = length - self.tokenizer.num_special_tokens_to_add(pair=True) - stride
+        # Few characters are more than one token; where it matters, tokens are counted.
+        tokens = length * (1 + len(context) // max(1, room - len(question)))
+        if tokens > MAX_WINDOW_TOKENS:
+            count = len(self._bare(context))
+            tokens = length * (1 + count // max(1, room - len(self._bare(question))))
+            if tokens > max(MAX_WINDOW_TOKENS, MAX_REPEATS * count):
+                raise UsageError(
+                    f"doc_stride is {stride} with max_seq_len {length}, whose windows make {tokens:,} tokens of a "
+                    f"context of {count:,}; expected at most {MAX_WINDOW_TOKENS:,}. Lower doc_stride, or give less"
+                )
+        return tokens
 
     def _bare(self, text: str) -> Any:
         """Tokenize one text whole, without special tokens."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from pinnace.errors import InputError, UsageError
+from pinnace.runtime import question_answering
 from pinnace.runtime.qa_windows import best_spans
 from tests.conftest import OpenPipeline, same
 
@@ -152,3 +153,30 @@ def test_an_answer_across_windows_is_found_in_a_huge_context(pipe: Any) -> None:
     result = pipe(question=QUESTION, context=context)
     assert result["answer"] == "a partition of a ship"
     assert context[result["start"] : result["end"]] == result["answer"]
+
+
+def test_windows_that_share_too_much_are_refused_before_they_are_made(
+    pipe: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"question": "light", "context": "light " * 4000}
+    shared = pipe._read_options({"doc_stride": 379})
+    monkeypatch.setattr(pipe, "batches", lambda *_: pytest.fail("windows were made"))
+    with pytest.raises(UsageError, match=r"doc_stride is 379 .* context of 4,000; expected at most 1,048,576"):
+        pipe.answer([(row["question"], row["context"])], shared)
+
+
+def test_contexts_are_read_in_portions(pipe: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{"question": QUESTION, "context": CONTEXT * n} for n in (1, 30, 1, 20, 40, 1)]
+    want = pipe(rows, doc_stride=200)
+    portions = []
+    at_once = pipe._answer_at_once
+
+    def spy(items: list[Any], *arguments: Any) -> Any:
+        portions.append(len(items))
+        return at_once(items, *arguments)
+
+    monkeypatch.setattr(question_answering, "MAX_WINDOW_TOKENS", 10_000)
+    monkeypatch.setattr(question_answering, "MAX_REPEATS", 100)
+    monkeypatch.setattr(pipe, "_answer_at_once", spy)
+    assert same(pipe(rows, doc_stride=200), want)
+    assert sum(portions) == len(rows) and len(portions) > 2

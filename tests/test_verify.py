@@ -193,9 +193,24 @@ def write_half(path: Path) -> None:
     np.savez(path, **arrays)
 
 
+def write_member(content: bytes, damage: bytes = b"") -> Callable[[Path], None]:
+    """Write an archive of one array; ``damage`` stands in place of its compressed bytes."""
+
+    def write(path: Path) -> None:
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("a/in/x.npy", content)
+            start = archive.getinfo("a/in/x.npy").header_offset + 30 + len("a/in/x.npy")
+        data = path.read_bytes()
+        path.write_bytes(data[:start] + damage + data[start + len(damage) :])
+
+    return write
+
+
 @pytest.mark.parametrize(
     ("write", "word"),
     [
+        (write_member(b"\x93NUMPY\x01\x00\x08\x00{'descr'(" + bytes(99)), "not a readable"),  # a tokenize.TokenError
+        (write_member(bytes(range(256)) * 9, b"\xff" * 40), "not a readable"),  # a zlib.error
         (write_bomb, "refused"),
         (write_pickle, "not a readable"),
         (write_names, "expected CASE/in"),

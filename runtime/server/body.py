@@ -27,9 +27,10 @@ async def read_body(headers: Mapping[str, str], chunks: AsyncIterator[bytes], mo
     Raises:
         Refused: 413 as soon as it is known to be too large; 415 for anything but JSON.
     """
-    if not re.fullmatch(r"application/([\w.+-]+\+)?json", headers.get("content-type", "").partition(";")[0].strip()):
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    if not re.fullmatch(r"application/([\w.+-]+\+)?json", media_type):
         raise Refused(415, "the body must be JSON; send it with the header Content-Type: application/json")
-    if headers.get("content-encoding", "identity") != "identity":
+    if headers.get("content-encoding", "identity").lower() != "identity":
         raise Refused(415, "the body must not be compressed; send it without Content-Encoding")
     stated = headers.get("content-length", "")
     if stated.isascii() and stated.isdigit() and (len(stated) > 18 or int(stated) > most):

@@ -12,7 +12,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import Send
 
 from pinnace.errors import DeadlineExceeded
-from pinnace.json_text import to_json
+from pinnace.runtime.server.answer import write_answer
 from pinnace.runtime.server.body import parse_object, read_body
 from pinnace.runtime.server.failures import ClientGone, Refused
 from pinnace.runtime.server.models import Model, find_model
@@ -119,18 +119,21 @@ class Exchange:
             return await anext(items)
 
     async def reply(self, content: Any, status: int = 200, headers: dict[str, str] | None = None) -> None:
-        """Send an answer in JSON.
+        """Send an answer in JSON, which is written in a thread unless it is short.
 
         Raises:
             NumericalError: it holds NaN or infinity; nothing was sent.
+            Refused: 413, it is larger than `MAX_ANSWER_BYTES`; nothing was sent.
         """
-        await self.reply_text(to_json(content), "application/json", status, headers)
+        await self._reply_bytes(await write_answer(content), "application/json", status, headers)
 
     async def reply_text(
         self, text: str, media_type: str, status: int = 200, headers: dict[str, str] | None = None
     ) -> None:
         """Send an answer that is complete."""
-        body = text.encode()
+        await self._reply_bytes(text.encode(), media_type, status, headers)
+
+    async def _reply_bytes(self, body: bytes, media_type: str, status: int, headers: dict[str, str] | None) -> None:
         await self.begin(status, media_type, {"content-length": str(len(body)), **(headers or {})})
         await self.send(body, more=False)
 
