@@ -13,14 +13,17 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Final
 
+from pinnace.bench.report_file import check_places
 from pinnace.cli_bench_flags import MIXED
+from pinnace.cli_commands import COMMANDS
 from pinnace.cli_inputs import items_of_lines
 from pinnace.cli_output import Console
 from pinnace.errors import MissingExtra, UsageError, unknown_word
+from pinnace.forms import FORMS
 
 if TYPE_CHECKING:
     from pinnace.bench.judge import Row
-    from pinnace.bench.plan import Request
+    from pinnace.bench.request import Request
     from pinnace.bench.results import Result
 
 MIXED_TEXTS: Final = 300
@@ -35,8 +38,15 @@ _FIELDS: Final = {
 }  # fmt: skip
 
 
+# Flag -> the flag without which it would have no effect.
+_BELONGS: Final = {"config": "random_weights", "task": "random_weights", "fail_above": "against"}
+_FILES: Final = ("output", "csv", "markdown", "html", "png")
+
+
 def run(arguments: SimpleNamespace, console: Console) -> int:
     """Measure, print the tables, and write the files that are asked for."""
+    _check_flags(arguments)
+    check_places({flag: getattr(arguments, flag) for flag in _FILES})
     if arguments.png and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("report", "--png")  # said before the work, not after it
     if (arguments.bundle is None) == (arguments.random_weights is None):
@@ -49,26 +59,43 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         raise unknown_word("architecture", arguments.random_weights, RANDOM_TASKS)
     with tempfile.TemporaryDirectory(prefix="pinnace-random-") as folder:
         console.stage("exporting random weights")
-        bundle = export_random(arguments.random_weights, arguments.task, arguments.config, Path(folder))
+        # Variables of flags are meant for this command, not for the export; an empty one counts as not set.
+        hidden = {flag.variable: "" for flag in COMMANDS["export"].all_flags if flag.name != "cache-dir"}
+        bundle = export_random(arguments.random_weights, arguments.task, arguments.config, Path(folder), hidden)
         return _bench(str(bundle), arguments, console)
+
+
+def _check_flags(arguments: SimpleNamespace) -> None:
+    """Refuse flags that would have no effect."""
+    needed = {flag: other for flag, other in _BELONGS.items() if getattr(arguments, other) is None}
+    for flag, other in needed.items():
+        if getattr(arguments, flag) is not None:
+            raise UsageError(f"{_given(flag)} has no effect without {_dashed(other)}; add that, or leave it out")
+    for flag in ("latency_bound", "percentile"):
+        if getattr(arguments, flag) is not None and "server" not in (arguments.scenario or ()):
+            raise UsageError(f"{_given(flag)} has no effect without --scenario server; add that, or leave it out")
+    if arguments.input is not None and arguments.length is not None:
+        raise UsageError("--length has no effect on the texts of --input, which have their own; leave one out")
+
+
+def _given(flag: str) -> str:
+    return f"{_dashed(flag)} (or PINNACE_{flag.upper()})"
+
+
+def _dashed(flag: str) -> str:
+    return f"--{flag.replace('_', '-')}"
 
 
 def _bench(bundle: str, arguments: SimpleNamespace, console: Console) -> int:
     from pinnace.bench.run import against, bench
-    from pinnace.bench.tables import render, render_rows
 
     result = bench(bundle, _request(bundle, arguments), console.stage)
     console.clear()
-    _write(result, arguments, console)
     rows = against(result) if arguments.against else []
-    if console.json:
-        more = {"comparison": [dataclasses.asdict(row) for row in rows]} if rows else {}
-        console.result_json({**result.to_dict(), **more})
-    else:
-        console.result(render(result))
-        if rows:
-            console.result(f"\n{arguments.against} before, {bundle} after, in the same rounds")
-            console.result(render_rows(rows))
+    try:
+        _show(result, rows, f"{arguments.against} before, {bundle} after, in the same rounds", console)
+    finally:  # whoever reads the result may have read enough, and the files are written nevertheless
+        _write(result, arguments, console)
     shown = shlex.quote(bundle) if arguments.random_weights is None else f"--random-weights {arguments.random_weights}"
     if arguments.output:
         console.next(f"pinnace compare {shlex.quote(arguments.output)} LATER.json --fail-above 5%")
@@ -79,11 +106,24 @@ def _bench(bundle: str, arguments: SimpleNamespace, console: Console) -> int:
             "outputs differ where they should agree: " + "; ".join(k for k, v in result.checks.items() if not v)
         )
         return 1
-    return _regressions(rows, arguments.fail_above, console)
+    return _gate(rows, arguments.fail_above, console)
+
+
+def _show(result: Result, rows: list[Row], title: str, console: Console) -> None:
+    from pinnace.bench.tables import render, render_rows
+
+    if console.json:
+        more = {"comparison": [dataclasses.asdict(row) for row in rows]} if rows else {}
+        console.result_json({**result.to_dict(), **more})
+        return
+    console.result(render(result))
+    if rows:
+        console.result(f"\n{title}")
+        console.result(render_rows(rows))
 
 
 def _request(bundle: str, arguments: SimpleNamespace) -> Request:
-    from pinnace.bench.plan import Request
+    from pinnace.bench.request import Request
 
     given = {field: value for flag, field in _FIELDS.items() if (value := getattr(arguments, flag)) is not None}
     if arguments.length is not None:
@@ -98,14 +138,21 @@ def _texts(bundle: str, arguments: SimpleNamespace) -> dict[str, Any]:
     from pinnace.bench.run import count_tokens
     from pinnace.bench.texts import texts
     from pinnace.runtime.bundle import Bundle
+    from pinnace.runtime.pipelines import pipeline
 
-    task = Bundle.open(bundle).manifest.task
+    opened = Bundle.open(bundle)
+    task = opened.manifest.task
     if arguments.input is None:
+        if required := FORMS[task].required:
+            raise UsageError(f"--length mixed gives texts, and {task} needs {', '.join(required)} too; give --input")
         name, items, options = f"{MIXED_TEXTS} docstrings of Python", texts(MIXED_TEXTS), {}
     else:
         found = list(items_of_lines(task, arguments.input, "auto", {}))
         if not found:
             raise UsageError(f"{arguments.input} has no line to answer")
+        pipe = pipeline(task, opened)
+        for item in found:
+            pipe.check_input(item.value, item.place)
         name, items = f"{len(found):,} inputs of {Path(arguments.input).name}", [item.value for item in found]
         options = found[0].options
         if any(item.options != options for item in found):
@@ -164,18 +211,37 @@ def compare(arguments: SimpleNamespace, console: Console) -> int:
         console.warn(f"unlike: {field}")
     if before.run != after.run:
         console.log("measured at two times: to find small changes, measure both in one run with bench --against")
-    code = _regressions(rows, arguments.fail_above, console)
+    code = _gate(rows, arguments.fail_above, console)
     console.next("pinnace bench BUNDLE --against OTHER", "both in the same rounds")
     return code
 
 
-def _regressions(rows: list[Row], limit: float | None, console: Console) -> int:
+def _gate(rows: list[Row], limit: float | None, console: Console) -> int:
+    """Tell what ``--fail-above`` does not let pass: what is too much worse, and what could not be judged."""
     if limit is None:
         return 0
-    worse = [row for row in rows if row.worse and row.change > limit]
-    for row in worse:
-        place = f" ({row.place})" if row.place else ""
-        console.error(
-            f"{row.measure}{place} of {row.candidate} is {100 * row.change:.1f} % worse, allowed {100 * limit:g} %"
-        )
-    return 1 if worse else 0
+    said = [
+        f"{_named(row)} is {100 * row.change:.1f} % worse, allowed {100 * limit:g} %"
+        for row in rows
+        if row.worse and row.change > limit
+    ]
+    said += [f"{_named(row)} was {row.verdict}; {_remedy(row)}" for row in rows if row.low is None]
+    if not rows:
+        said = ["nothing was judged: the two have no measure in common"]
+    for text in said:
+        console.error(text)
+    return 1 if said else 0
+
+
+def _named(row: Row) -> str:
+    return f"{row.measure}{f' ({row.place})' if row.place else ''} of {row.candidate}"
+
+
+def _remedy(row: Row) -> str:
+    from pinnace.bench.judge import FEWEST_ROUNDS, FEWEST_STARTS
+    from pinnace.bench.measures import START
+
+    if row.measure in START or row.measure == "highest_rate":  # each fresh process gives one value of these
+        return f"measure with --starts {FEWEST_ROUNDS} or more"
+    flag = f"--starts {FEWEST_STARTS}" if "start" in row.verdict else f"--rounds {FEWEST_ROUNDS}"
+    return f"measure with {flag} or more"

@@ -6,7 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
-from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_seconds, as_words
+from pinnace.cli_bench_flags import as_counts, as_lengths, as_pairs, as_percentile, as_seconds, as_words
 from pinnace.cli_flags import Command, Flag, Positional, as_count, as_number, as_path, as_port, as_share, as_sizes
 from pinnace.cli_inputs import LINES
 from pinnace.spec import AUTO, GRAPH_NAMES, PRECISIONS, TARGETS
@@ -209,7 +209,8 @@ _ROWS: Final = (
                  convert=as_path),
             Flag("latency-bound", "of the server scenario: the time that answers must keep", "TIME",
                  convert=as_seconds),
-            Flag("percentile", "share of the answers that must keep it; 99% by default", "SHARE", convert=as_share),
+            Flag("percentile", "share of the answers that must keep it; 99% by default", "SHARE",
+                 convert=as_percentile),
             Flag("rounds", "rounds in which all take turns; 20 by default", "N", convert=as_count),
             Flag("starts", "fresh processes of each; 5 by default", "N", convert=as_count),
             Flag("round-seconds", "time of each in a round; 0.5s by default", "TIME", convert=as_seconds),

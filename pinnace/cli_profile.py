@@ -5,9 +5,14 @@ from __future__ import annotations
 import importlib.util
 import shlex
 from types import SimpleNamespace
+from typing import TYPE_CHECKING
 
+from pinnace.bench.report_file import check_places
 from pinnace.cli_output import Console
 from pinnace.errors import MissingExtra
+
+if TYPE_CHECKING:
+    from pinnace.bench.profile_records import Profile
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -16,6 +21,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     from pinnace.bench.profile_limits import measure_limits
     from pinnace.bench.profile_table import render
 
+    check_places({"html": arguments.html, "png": arguments.png})
     if arguments.png and importlib.util.find_spec("matplotlib") is None:
         raise MissingExtra("report", "--png")  # said before the work, not after it
     profile = profile_bundle(
@@ -30,22 +36,29 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         limits=measure_limits,
         progress=console.stage,
     )
-    if arguments.html or arguments.png:
-        from pinnace.bench import report_profile
-
-        if arguments.html:
-            report_profile.write_html(profile, arguments.html)
-        if arguments.png:
-            report_profile.write_png(profile, arguments.png)
-    if console.json:
-        console.result_json(profile.to_dict())
-    else:
-        console.result(render(profile))
-    for name in filter(None, (arguments.html, arguments.png)):
-        console.log(f"wrote {name}")
+    try:
+        if console.json:
+            console.result_json(profile.to_dict())
+        else:
+            console.result(render(profile))
+    finally:  # whoever reads the result may have read enough, and the files are written nevertheless
+        _write(profile, arguments, console)
     folder = shlex.quote(arguments.bundle)
     if arguments.html:
         console.next(f"pinnace inspect {folder}", "see what the layers are made of")
     else:
         console.next(f"pinnace profile {folder} --html profile.html", "see it as a picture")
     return 0
+
+
+def _write(profile: Profile, arguments: SimpleNamespace, console: Console) -> None:
+    if not (arguments.html or arguments.png):
+        return
+    from pinnace.bench import report_profile
+
+    if arguments.html:
+        report_profile.write_html(profile, arguments.html)
+        console.log(f"wrote {arguments.html}")
+    if arguments.png:
+        report_profile.write_png(profile, arguments.png)
+        console.log(f"wrote {arguments.png}")

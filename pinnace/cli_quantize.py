@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import shlex
-from pathlib import Path
 from types import SimpleNamespace
 
+from pinnace.bench.report_file import check_places, write_whole
 from pinnace.cli_output import Console
 from pinnace.cli_progress import stages
 
@@ -15,6 +15,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     """Quantize a bundle; 0 also where nothing was better than fp32, 1 where the scheme misses its gate."""
     from pinnace.quantize import quantize
 
+    check_places({"report": arguments.report})
     report = quantize(
         arguments.bundle,
         precision=arguments.precision,
@@ -34,13 +35,15 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         progress=stages(console),
         **{name: value for name in ("min_speedup", "new_tokens") if (value := getattr(arguments, name)) is not None},
     )
-    if arguments.report is not None:
-        Path(arguments.report).write_text(json.dumps(report.to_dict(), indent=2) + "\n", "utf-8")
-    if console.json:
-        console.result_json({**report.to_dict(), "seconds": round(console.seconds, 3)})
-    else:
-        for line in report.lines():
-            console.result(line)
+    try:
+        if console.json:
+            console.result_json({**report.to_dict(), "seconds": round(console.seconds, 3)})
+        else:
+            for line in report.lines():
+                console.result(line)
+    finally:  # whoever reads the result may have read enough, and the file is written nevertheless
+        if arguments.report is not None:
+            write_whole(arguments.report, json.dumps(report.to_dict(), indent=2) + "\n")
     folder = shlex.quote(report.path)
     if report.chosen is None:
         console.next(f"pinnace inspect {folder}")

@@ -54,6 +54,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     if implied:
         source = _piped(task)
     output = _chosen_output(arguments, console, single is not None)
+    if output is not None and source is not None:
+        _check_apart(source, output)
     pipe = pipeline(
         task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
         batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
@@ -188,6 +190,16 @@ def _chosen_output(arguments: SimpleNamespace, console: Console, alone: bool) ->
     if output is not None and output.is_dir():
         raise UsageError(f"--output {output} is a folder; give a file")
     return output
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Check that the answers would not take the place of the input.
+
+    Raises:
+        UsageError: they would.
+    """
+    if source != "-" and output.is_file() and Path(source).exists() and output.samefile(source):
+        raise UsageError(f"--input {source} and --output {output} are the same file; give another one for the answers")
 
 
 @contextlib.contextmanager

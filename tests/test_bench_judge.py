@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random as random_numbers
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 from pinnace.bench.judge import MORE_WORD, SAME, SLOWER, Pair, Row, judge_pairs
+from pinnace.bench.rate_search import search_from
 from pinnace.bench.results import Measure
 from pinnace.bench.shifts import effective_share, t_probability, t_quantile, trimmed_mean
 
@@ -85,8 +87,9 @@ def test_a_rate_is_worse_where_it_falls() -> None:
     before = tuple(float(v) for v in random.normal(100, 1, ROUNDS))
     after = tuple(0.8 * v for v in before)
     pair = Pair(
-        "a", "a", "", "texts_per_s", Measure(100, blocks=before), Measure(80, blocks=after), (), (), (1, 1), True
-    )
+        "a", "a", "", "texts_per_s", Measure(100, blocks=before), Measure(80, blocks=after),
+        (), (), (STARTS, STARTS), True,
+    )  # fmt: skip
     (row,) = judge_pairs([pair])
     assert (row.verdict, row.worse) == (SLOWER, True)
     assert row.change == pytest.approx(0.25)
@@ -96,13 +99,71 @@ def test_a_rate_is_worse_where_it_falls() -> None:
 
 def test_sizes_are_exact_and_few_rounds_are_not_judged() -> None:
     def pair(name: str, before: Measure, after: Measure) -> Pair:
-        return Pair("a", "a", "", name, before, after, (), (), (1, 1), False)
+        return Pair("a", "a", "", name, before, after, (), (), (STARTS, STARTS), False)
 
     few = Measure(1.0, blocks=(1.0, 1.0))
     size, time = judge_pairs([pair("bundle_bytes", Measure(100.0), Measure(110.0)), pair("load_s", few, few)])
     assert (size.verdict, size.worse) == (MORE_WORD, True)
     assert size.change == pytest.approx(0.1)
     assert time.verdict == "not judged: 2 rounds, needs 5"
+
+
+def processes(random: np.random.Generator, starts: int, spread: float) -> Measure:
+    """Times of a program whose processes differ by so much, as a logarithm, and whose rounds hardly do."""
+    parts = np.array_split(np.arange(ROUNDS), starts)
+    levels = np.concatenate([np.full(len(part), random.normal(0, spread)) for part in parts])
+    blocks = tuple(float(value) for value in np.exp(levels + random.normal(0, 0.005, ROUNDS)))
+    return Measure(float(np.median(blocks)), blocks=blocks)
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize("starts", [3, 5])
+def test_processes_that_differ_are_no_difference_of_programs(starts: int, paired: bool) -> None:
+    random, alarms = np.random.default_rng(4), 0
+    for _ in range(TRIALS):
+        before, after = (processes(random, starts, 0.05) for _ in range(2))
+        (row,) = judge_pairs(
+            [Pair("a", "a", "", "latency_p50_s", before, after, (), (), (starts, starts), paired)], min_effect=0.0
+        )
+        alarms += row.worse or row.better
+    assert alarms <= 0.07 * TRIALS
+
+
+@pytest.mark.parametrize("paired", [True, False])
+@pytest.mark.parametrize(("starts", "said"), [((1, 1), "1 start"), ((2, 5), "2 starts")])
+def test_few_starts_are_not_judged(starts: tuple[int, int], said: str, paired: bool) -> None:
+    random = np.random.default_rng(5)
+    before, after = (processes(random, 1, 0.05) for _ in range(2))
+    (row,) = judge_pairs([Pair("a", "a", "", "latency_p50_s", before, after, (), (), starts, paired)])
+    assert (row.verdict, row.low, row.chance) == (f"not judged: {said}, needs 3", None, 1.0)
+
+
+def rates_found(highest: float, noise: float, seed: str) -> Measure:
+    """What the searches of some starts find, each start and each trial being a little off."""
+    found: list[float] = []
+    for start in range(STARTS):
+        draw = random_numbers.Random(f"{seed}/{start}")
+        here = highest * math.exp(draw.gauss(0, noise))
+        search = search_from(100 * math.exp(draw.gauss(0, 0.05)), found, draw)
+        while not search.done:
+            search.tell(search.rate <= here * math.exp(draw.gauss(0, noise)))
+        assert search.found is not None
+        found.append(search.found)
+    return Measure(float(np.median(found)), blocks=tuple(found))
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.005, 0.02])
+@pytest.mark.parametrize("factor", [1.0, 0.85])
+def test_rates_that_were_searched(noise: float, factor: float) -> None:
+    """Searches of one program end at unlike rates, but do not differ; a rate of 15 % less does."""
+    told = 0
+    for trial in range(TRIALS):
+        before, after = rates_found(90, noise, f"a{trial}"), rates_found(90 * factor, noise, f"b{trial}")
+        (row,) = judge_pairs(
+            [Pair("a", "a", "", "highest_rate", before, after, (), (), (STARTS, STARTS), True)], min_effect=0.0
+        )
+        told += row.worse or row.better
+    assert told <= 0.07 * TRIALS if factor == 1 else told >= 0.85 * TRIALS
 
 
 def test_statistics() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from pinnace.bench import estimates
-from pinnace.bench.agreement import agreement, agrees
+from pinnace.bench.agreement import agreement, agrees, together
 from pinnace.bench.alike import differences
 from pinnace.bench.measures import MEASURES
 from pinnace.bench.results import Candidate, Limit, Machine, Measure, Point, RatePoint, Result, Samples, Settings, Work
@@ -125,6 +126,24 @@ def test_intervals_hold_the_truth() -> None:
     assert held >= 34  # of 38, and less for chance
 
 
+@pytest.mark.parametrize("starts", [3, 5])
+def test_intervals_hold_the_truth_where_processes_differ(starts: int) -> None:
+    """Rounds of a process resemble each other: 20 of them in 5 starts are 5 independent values."""
+    random, held = np.random.default_rng(2), 0
+    for _ in range(50):
+        levels = np.concatenate([np.full(len(p), random.normal(0, 0.05)) for p in np.array_split(range(20), starts)])
+        times = np.exp(levels + random.normal(0, 0.005, 20))
+        found = estimates.from_blocks(list(times), 0, starts=starts)
+        assert found.low is not None
+        assert found.high is not None
+        held += found.low <= 1.0 <= found.high
+    assert held >= 45
+    rounds = [[time] * 2 for time in times]
+    alone, shared = (estimates.latency(rounds, 0, count)["latency_mean_s"] for count in (None, starts))
+    assert (alone.low or 0) > (shared.low or 0)
+    assert (alone.high or 0) < (shared.high or 0)
+
+
 def test_no_p99_of_few_queries() -> None:
     found = estimates.latency([[1.0] * 999], seed=0)["latency_p99_s"]
     assert (found.value, found.absent) == (None, "999 queries were measured, a p99 needs 1,000")
@@ -152,8 +171,33 @@ def test_agreement_of_outputs() -> None:
     assert (same.cosine_min, same.top1, same.max_abs) == (1.0, 1.0, 0.0)
     turned = agreement("fp32", [[1.0, 0.0], [2.0, 0.0]], vectors)
     assert (turned.cosine_min, turned.top1, turned.max_abs) == (0.0, 0.5, 2.0)
-    assert not agrees(turned, "int8")
+    assert not agrees(turned, "int8", vectors)
     assert agreement("fp32", [[1, 2, 3, 4]], [[1, 2, 3, 5]]).top1 == 0.75
     assert agreement("fp32", ["a", "b"], ["a", "c"]).top1 == 0.5
     with pytest.raises(CheckFailed, match="1 outputs, the reference fp32 gave 2"):
         agreement("fp32", vectors[:1], vectors)
+
+
+@pytest.mark.parametrize(
+    ("precision", "got", "good"),
+    [
+        ("fp32", [[5.0001], [0.01], [300.0]], True),
+        ("fp32", [[5.0], [0.01], [250.0]], False),
+        ("int8", [[5.5], [0.3], [280.0]], True),
+        ("int8", [[0.1], [7.0], [2.0]], False),
+        ("fp32", [[math.nan], [0.01], [300.0]], False),
+    ],
+)
+def test_single_numbers_are_compared_by_their_difference(precision: str, got: list[list[float]], good: bool) -> None:
+    """All of them point the same way, or the opposite one, so that a cosine says nothing."""
+    want = [[5.0], [0.01], [300.0]]
+    found = agreement("fp32", got, want)
+    assert found.cosine_min is None
+    assert agrees(found, precision, want) is good
+
+
+def test_several_outputs_count_together() -> None:
+    vectors = [[1.0, 0.0], [0.0, 2.0]]
+    parts = [agreement("fp32", vectors, vectors), agreement("fp32", [[1.0, 0.0], [2.0, 0.0]], vectors)]
+    both = together([*parts, agreement("fp32", [[3.0]], [[6.0]])])
+    assert (both.rows, both.cosine_mean, both.cosine_min, both.top1, both.max_abs) == (5, 0.75, 0.0, 0.75, 3.0)

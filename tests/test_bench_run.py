@@ -13,19 +13,24 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from pinnace.bench import limits
+from pinnace.bench import limits, loop, rounds, summary
 from pinnace.bench.children import ChildFailed, Server, run_child
 from pinnace.bench.flops import count_cost
 from pinnace.bench.jobs import random_ids
 from pinnace.bench.loop import Prepared, Work
 from pinnace.bench.machine import Energy, Usage, chosen_cpus
-from pinnace.bench.rate_search import PRECISION, RateSearch
-from pinnace.bench.results import Result
+from pinnace.bench.own import open_own
+from pinnace.bench.plan import PointPlan
+from pinnace.bench.rate_search import PRECISION, RateSearch, most_late, queries_needed
+from pinnace.bench.results import Candidate, Result
+from pinnace.bench.rounds import Raw
 from pinnace.cli import main
+from pinnace.errors import UsageError
 from pinnace.runtime.ort import onnxruntime
 from tests.conftest import DATA
 
@@ -66,9 +71,14 @@ def test_a_run_has_what_was_asked_for(measured: Path) -> None:
 
 
 def test_a_run_does_not_differ_from_itself_and_a_slower_one_is_told(measured: Path, tmp_path: Path) -> None:
-    assert main(["compare", str(measured), str(measured), "--fail-above", "5%", "-q"]) == 0
     result = Result.read(measured)
-    slower = tmp_path / "slower.json"
+    # Two starts are too few to judge: each round counts as a start, and what starts give once is left out.
+    settings = dataclasses.replace(result.settings, starts=result.settings.rounds)
+    candidates = tuple(judged_by_rounds(one) for one in result.candidates)
+    result = dataclasses.replace(result, settings=settings, candidates=candidates)
+    before, slower = tmp_path / "before.json", tmp_path / "slower.json"
+    before.write_text(result.to_json())
+    assert main(["compare", str(before), str(before), "--fail-above", "5%", "-q"]) == 0
     points = []
     for point in result.points:
         old = point.measures["latency_p50_s"]
@@ -76,9 +86,15 @@ def test_a_run_does_not_differ_from_itself_and_a_slower_one_is_told(measured: Pa
         new = dataclasses.replace(old, value=1.1 * old.value, blocks=tuple(1.1 * value for value in old.blocks))
         points.append(dataclasses.replace(point, measures={**point.measures, "latency_p50_s": new}))
     slower.write_text(dataclasses.replace(result, points=tuple(points)).to_json())
-    assert main(["compare", str(measured), str(slower), "--fail-above", "5%", "-q"]) == 1
-    assert main(["compare", str(measured), str(slower), "--fail-above", "20%", "-q"]) == 0
-    assert main(["compare", str(slower), str(measured), "--fail-above", "5%", "-q"]) == 0
+    assert main(["compare", str(before), str(slower), "--fail-above", "5%", "-q"]) == 1
+    assert main(["compare", str(before), str(slower), "--fail-above", "20%", "-q"]) == 0
+    assert main(["compare", str(slower), str(before), "--fail-above", "5%", "-q"]) == 0
+    assert main(["compare", str(measured), str(measured), "--fail-above", "5%", "-q"]) == 1
+
+
+def judged_by_rounds(candidate: Candidate) -> Candidate:
+    kept = {name: found for name, found in candidate.measures.items() if name not in ("load_s", "settled_bytes")}
+    return dataclasses.replace(candidate, measures=kept)
 
 
 def test_unlike_runs_are_refused(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -91,14 +107,14 @@ def test_unlike_runs_are_refused(measured: Path, tmp_path: Path, capsys: pytest.
     assert main(["compare", str(measured), str(other), "--force", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["unlike"][0].startswith("machine.processor")
-    assert {row["verdict"] for row in shown["rows"]} <= {"no difference", "not judged: 2 rounds, needs 5"}
+    assert {row["verdict"] for row in shown["rows"]} <= {"no difference", "not judged: 2 starts, needs 3"}
 
 
 def test_texts_offline_and_arrivals(bundle_of: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     lines = tmp_path / "texts.txt"
     lines.write_text("A short one.\nA text that is somewhat longer than the other one.\nThe last.\n")
     words = ["bench", str(bundle_of("tiny-classify")), "--input", str(lines), "--scenario", "offline,server"]
-    words += ["--latency-bound", "1s", "--percentile", "80%", "--rounds", "2", "--starts", "1"]
+    words += ["--latency-bound", "50ms", "--percentile", "80%", "--rounds", "2", "--starts", "1"]
     assert main([*words, "--round-seconds", "20ms", "--threads", "1", "-q", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     offline, server = shown["points"]
@@ -196,15 +212,165 @@ def test_rates_are_searched_until_they_are_known() -> None:
 def test_arrivals_wait_for_each_other() -> None:
     """Ten queries of 10 ms that arrive nearly at once: each waits for those before it, or for half of them with two."""
     prepared = Prepared([(1, 1)], lambda _index, _seen: time.sleep(0.01), list)
-    alone = Work(prepared).arriving(rate=1e6, count=10, bound=10, seed=0, concurrency=1)["latency"]
+    alone = Work(prepared).arriving(1e6, 10, bound=10, most_late=0, seed=0, concurrency=1)["latency"]
     assert all(late >= 0.01 * (place + 1) - 0.001 for place, late in enumerate(alone))
-    assert Work(prepared).arriving(rate=1e6, count=100, bound=1e-4, seed=0, concurrency=1)["stopped"]
+    stopped = Work(prepared).arriving(1e6, 100, bound=1e-4, most_late=3, seed=0, concurrency=1)
+    assert (stopped["stopped"], len(stopped["latency"])) == (True, 4)
     # No clock decides here: each query ends only when another one is under way, so one at a time would never end.
     pair = threading.Barrier(2)
     paired = Prepared([(1, 1)], lambda _index, _seen: pair.wait(timeout=60), list)
-    together = Work(paired).arriving(rate=1e6, count=10, bound=60, seed=0, concurrency=2)
+    together = Work(paired).arriving(1e6, 10, bound=60, most_late=0, seed=0, concurrency=2)
     assert len(together["latency"]) == 10
     assert not together["stopped"]
+
+
+class Clock:
+    """A clock that only sleeping and answering move."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def perf_counter(self) -> float:
+        return self.now
+
+    process_time = perf_counter
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+class FakeMeter:
+    """A program that answers one query at a time, each as fast, and notes what it was asked."""
+
+    def __init__(self, clock: Clock, service: float) -> None:
+        self.plan, self.server, self.asked = SimpleNamespace(name="a"), self, 0
+        self._work = Work(Prepared([(1, 1)], lambda _index, _seen: self._answer(clock, service), list))
+
+    def _answer(self, clock: Clock, service: float) -> None:
+        self.asked += 1
+        clock.sleep(service)
+
+    def ask(self, op: str, name: str, **request: Any) -> dict[str, Any]:
+        found: dict[str, Any] = getattr(self._work, op)(**request)
+        return found
+
+
+def searched(
+    monkeypatch: pytest.MonkeyPatch, service: float, bound: float, percentile: float, starts: int = 1
+) -> tuple[Raw, FakeMeter]:
+    """What the server scenario finds of a program whose queries take so many seconds, on a clock of its own."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    settings = SimpleNamespace(latency_bound_s=bound, percentile=percentile, seed=0)
+    point = PointPlan("server", 1, 8, None, None, 1, {"kind": "ids"})
+    runner = rounds._Runner(SimpleNamespace(settings=settings), None, lambda _said: None)  # type: ignore[arg-type]
+    meter = FakeMeter(clock, service)
+    warm = {"a": {point.key: {"latency": [service] * 100, "seconds": 100 * service}}}
+    for _ in range(starts):
+        runner._search([meter], point, warm)  # type: ignore[list-item]
+    return runner._raw, meter
+
+
+@pytest.mark.parametrize(("bound", "percentile"), [(1.0, 0.9), (0.02, 0.99), (0.1, 0.5)])
+def test_no_rate_is_held_that_the_machine_cannot_serve(
+    monkeypatch: pytest.MonkeyPatch, bound: float, percentile: float
+) -> None:
+    """However lax the bound is: in a short trial any rate would keep it."""
+    raw, _ = searched(monkeypatch, 0.001, bound, percentile)
+    (found,) = raw.highest["a", "server/1/8/None/None/1"]
+    assert found is not None
+    assert 500 < found <= 1005
+    for trial in raw.curves["a", "server/1/8/None/None/1"]:
+        assert trial.queries >= 20 * bound * trial.rate or not trial.held
+
+
+def test_a_bound_that_no_query_keeps_ends_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, meter = searched(monkeypatch, 2.0, 0.03, 0.99, starts=2)
+    assert list(raw.highest.values()) == [[None, None]]
+    assert meter.asked <= 20
+    raw, meter = searched(monkeypatch, 2.0, 2.0001, 0.99)  # kept by queries that meet no other one
+    assert list(raw.highest.values()) == [[None]]
+    assert meter.asked <= 2000
+
+
+def test_starts_search_on_grids_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw, _ = searched(monkeypatch, 0.001, 0.02, 0.9, starts=3)
+    (found,) = raw.highest.values()
+    assert len(set(found)) == 3
+    assert len({trial.rate for trial in next(iter(raw.curves.values()))}) == len(next(iter(raw.curves.values())))
+    assert loop._arrivals(10, 5, 0) != loop._arrivals(10, 5, 1)
+    assert loop._arrivals(10, 50, 0)[-1] == pytest.approx(5.0)
+
+
+@pytest.mark.parametrize("percentile", [0.0, 1.0, 1.5, -0.1, math.nan])
+def test_a_percentile_is_a_share_between_none_and_all(percentile: float) -> None:
+    with pytest.raises(UsageError, match="more than 0 and less than 1"):
+        queries_needed(percentile)
+    assert (queries_needed(0.99), queries_needed(0.5)) == (1000, 30)
+    assert (most_late(1000, 0.99), most_late(30, 0.8)) == (10, 6)
+
+
+def test_a_round_lasts_as_long_as_it_should(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Collecting garbage before it takes nothing of it."""
+    clock = Clock()
+    monkeypatch.setattr(loop, "time", clock)
+    monkeypatch.setattr(loop.gc, "collect", lambda: clock.sleep(0.05))
+    work = Work(Prepared([(1, 1)], lambda _index, _seen: clock.sleep(0.001), list))
+    found = work.closed(0.02, least=1, concurrency=1)
+    assert found["seconds"] >= 0.02
+    assert len(found["latency"]) >= 20
+    assert work.arriving(1e3, 10, 1.0, 0, seed=0, concurrency=1)["behind"] < 0.05
+
+
+def test_streams_side_by_side_are_counted_together() -> None:
+    """Two streams of 4 rows, 8 tokens of prompt and 3 new ones each, at once in one second."""
+    block = {
+        "latency": [1.0, 1.0], "first_token": [0.2, 0.2], "inter_token": [0.4] * 4, "seconds": 1.0, "tokens": 64,
+    }  # fmt: skip
+    alone, both = (PointPlan("single-stream", 4, None, 8, 3, count, {"kind": "prompt"}) for count in (1, 2))
+    prompt, decode = (summary.TOKEN_RATES[name] for name in ("prompt_tokens_per_s", "decode_tokens_per_s"))
+    assert (prompt(block, alone), decode(block, alone)) == (160.0, 10.0)
+    assert (prompt(block, both), decode(block, both)) == (64.0, 16.0)
+    assert summary._seconds_of_work(block, alone) == (0.2, 0.4)
+    assert summary._seconds_of_work(block, both) == (0.5, 0.25)
+
+
+def compared(outputs: Mapping[tuple[str, str], Any], programs: tuple[str, str] = ("pinnace", "pinnace")) -> Any:
+    """Agreement and checks of ``a`` and ``b`` at lengths of 4 and 8."""
+    points = [PointPlan("single-stream", 1, length, None, None, 1, {"kind": "ids"}) for length in (4, 8)]
+    bundle = SimpleNamespace()
+    candidates = [
+        SimpleNamespace(name=name, program=program, bundle=bundle, precision="fp32")
+        for name, program in zip("ab", programs, strict=True)
+    ]
+    found = Raw(outputs={(name, points[place].key): value for (name, place), value in outputs.items()})  # type: ignore
+    return summary._accuracies(SimpleNamespace(candidates=candidates, points=points), found)  # type: ignore[arg-type]
+
+
+def test_all_outputs_at_all_points_are_compared() -> None:
+    good = [[[1.0, 2.0]], [[3.0, 4.0, 5.0]]]
+    outputs = {(name, place): good for name in "ab" for place in (0, 1)}
+    found, checks = compared(outputs)
+    assert checks == {"b does the job of a": True}
+    assert (found["b"].rows, found["b"].cosine_min) == (4, pytest.approx(1.0))
+    # A difference in the last output at the last point alone.
+    _, checks = compared({**outputs, ("b", 1): [[[1.0, 2.0]], [[3.0, 4.0, -5.0]]]})
+    assert checks == {"b does the job of a": False}
+    _, checks = compared({**outputs, ("b", 1): good[:1]})
+    assert not any(checks.values())
+    # A peer tells its first output alone.
+    peers = ("pinnace", "onnxruntime")
+    assert all(compared({**outputs, ("b", 0): good[:1], ("b", 1): good[:1]}, peers)[1].values())
+
+
+def test_every_output_of_a_graph_is_told(bundle_of: BundleOf) -> None:
+    """Of a graph that answers questions, the scores of ends too."""
+    bundle = str(bundle_of("bert-glossary-qa"))
+    program = open_own({"model": bundle, "precision": "fp32", "device": "cpu", "threads": 1})
+    job = {"kind": "ids", "batch": 2, "length": 8, "vocabulary": 50, "seed": 0, "inputs": []}
+    starts, ends = program.prepare(job).read()
+    assert [len(row) for row in starts] == [len(row) for row in ends] == [8, 8]
+    assert starts != ends
 
 
 @pytest.mark.parametrize(

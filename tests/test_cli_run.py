@@ -7,7 +7,7 @@ import json
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pinnace.cli_inputs import INPUT_FIELDS, flag_of
 from pinnace.cli_run import read_options
 from pinnace.errors import UsageError
 from pinnace.forms import FORMS
+from pinnace.runtime.pipeline_checks import pieces
 from pinnace.runtime.pipelines import PIPELINES
 from pinnace.spec import canonical_task
 from tests.conftest import DATA, OpenPipeline, same
@@ -188,6 +189,47 @@ def test_a_failed_run_leaves_the_old_answers(cli: Cli, bundle_of: Bundles, tmp_p
     code, out, err = cli(bundle_of("tiny-classify"), "-i", source, "-o", target)
     assert (code, out) == (2, "") and "line 3001" in err
     assert target.read_text() == "old" and len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_stands_before_a_bad_line_is_answered(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, bundle_of: Bundles, tmp_path: Path
+) -> None:
+    feed(monkeypatch, b"good\n" * 50 + b"\xff\n" + b"good\n")
+    code, out, err = cli(bundle_of("tiny-classify"))
+    assert (code, out.count("\n")) == (2, 50) and "line 51" in err
+    source, target = tmp_path / "in.txt", tmp_path / "out.jsonl"
+    source.write_bytes(b"good\n" * 3 + b"\xff\n")
+    assert cli(bundle_of("tiny-classify"), "-i", source, "-o", target, "--resume")[0] == 2
+    (kept,) = tmp_path.glob("*.partial")
+    assert kept.read_text().count("\n") == 3
+
+
+@pytest.mark.parametrize("most", [1, 2, 3, 4, 10])
+def test_a_stream_that_fails_gives_what_came_before(most: int) -> None:
+    def stream() -> Iterator[str]:
+        yield from "abcd"
+        raise UsageError("no more")
+
+    found: list[str] = []
+    with pytest.raises(UsageError, match="no more"):
+        for piece in pieces(stream(), most, 1000):
+            assert 1 <= len(piece) <= most
+            found += piece
+    assert found == list("abcd")
+    assert list(pieces(iter(""), most, 1000)) == []
+    assert [len(piece) for piece in pieces("abcd", 4, 2)] == [2, 2]
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_answers_do_not_take_the_place_of_the_input(cli: Cli, bundle_of: Bundles, tmp_path: Path, link: bool) -> None:
+    source = target = tmp_path / "in.txt"
+    source.write_text("good\n")
+    if link:
+        target = tmp_path / "link.txt"
+        target.symlink_to(source)
+    code, out, err = cli(bundle_of("tiny-classify"), "--input", source, "--output", target)
+    assert (code, out) == (2, "") and "are the same file" in err
+    assert source.read_text() == "good\n"
 
 
 def test_options_are_json_python_words_or_texts() -> None:

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from pinnace.bench.results import Accuracy
 from pinnace.errors import CheckFailed
+
+_LEAST_COSINE: Final = {"fp32": 0.9999, "fewer bits": 0.9}
+# Single numbers have no cosine: their largest difference, as a share of the reference's largest number.
+_MOST_APART: Final = {"fp32": 0.01, "fewer bits": 0.5}
+# Numbers below this are as good as zero: in fp32 by rounding; in fewer bits because scores differ by as much.
+_LEAST_SCALE: Final = {"fp32": 1e-2, "fewer bits": 1.0}
 
 
 def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accuracy:
@@ -34,6 +40,8 @@ def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accura
         pairs = [pair for one, other in zip(got, want, strict=True) for pair in zip(one, other, strict=True)]
         return Accuracy(reference, len(pairs), None, None, sum(a == b for a, b in pairs) / len(pairs), None)
     a, b = np.array(got, np.float64), np.array(want, np.float64)
+    if b.shape[-1] == 1:
+        return Accuracy(reference, len(b), None, None, None, float(np.abs(a - b).max()))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     cosines = np.where(norms > 0, (a * b).sum(-1) / np.where(norms > 0, norms, 1), (a == b).all(-1))
     return Accuracy(
@@ -42,12 +50,37 @@ def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accura
     )  # fmt: skip
 
 
-def agrees(found: Accuracy, precision: str) -> bool:
+def together(parts: Sequence[Accuracy]) -> Accuracy:
+    """What several comparisons say as one: means over all rows, the worst cosine and the largest difference."""
+    cosines = [(part.cosine_mean, part.rows) for part in parts if part.cosine_mean is not None]
+    tops = [(part.top1, part.rows) for part in parts if part.top1 is not None]
+    worst = [part.cosine_min for part in parts if part.cosine_min is not None]
+    apart = [part.max_abs for part in parts if part.max_abs is not None]
+    return Accuracy(
+        parts[0].reference, sum(part.rows for part in parts), _mean(cosines), min(worst, default=None), _mean(tops),
+        max(apart, default=None),
+    )  # fmt: skip
+
+
+def _mean(weighted: Sequence[tuple[float, int]]) -> float | None:
+    return sum(value * rows for value, rows in weighted) / sum(rows for _, rows in weighted) if weighted else None
+
+
+def agrees(found: Accuracy, precision: str, want: Sequence[Any]) -> bool:
     """Whether a candidate did the reference's job: exact to rounding in fp32, alike in fewer bits.
 
     Greedy tokens may part where two scores tie, and all that follow differ; so tokens and answers of fp32 need not all
     be the same, but most.
+
+    Args:
+        found: the agreement of one output.
+        precision: of the candidate.
+        want: that output of the reference.
     """
+    bits = "fp32" if precision == "fp32" else "fewer bits"
     if found.cosine_min is not None:
-        return found.cosine_min >= (0.9999 if precision == "fp32" else 0.9)
+        return found.cosine_min >= _LEAST_COSINE[bits]
+    if found.max_abs is not None:
+        scale = max(_LEAST_SCALE[bits], float(np.abs(np.array(want, np.float64)).max()))
+        return found.max_abs <= _MOST_APART[bits] * scale
     return (found.top1 or 0.0) >= (0.9 if precision == "fp32" else 0.5)

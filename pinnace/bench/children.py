@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from pinnace.bench.machine import chosen_cpus
+from pinnace.bench.worker import REPORT
 from pinnace.errors import MachineError
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ QUIET: Final = {
 }  # fmt: skip
 THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PINNACE_THREADS")
 _SAID: Final = 3000  # characters of a failed program's messages that are shown
+_END_SECONDS: Final = 10
 
 
 @dataclass(frozen=True)
@@ -40,12 +45,50 @@ class Run:
 
 
 class ChildFailed(MachineError):
-    """A measured program ended with an error; the text has its last words, ``said`` the last line of them."""
+    """A measured program did not start, or ended with an error.
 
-    def __init__(self, words: Sequence[str], code: int, said: str) -> None:
-        super().__init__(f"{' '.join(words)}\nended with {code}:\n{said[-_SAID:]}")
-        lines = [line.strip() for line in said.splitlines() if line.strip()]
-        self.said = (lines[-1] if lines else f"ended with {code}")[:200]
+    An error of Pinnace in it keeps its text and its exit code. All that the program said is a note, which a traceback
+    shows.
+
+    Attributes:
+        code: that it ended with; None where it did not start.
+        output: all that it said.
+        said: its last words, in one line.
+    """
+
+    def __init__(self, words: Sequence[str], code: int | None, output: str) -> None:
+        self.code, self.output = code, output
+        lines = [line.strip() for line in output.splitlines() if line.strip()]
+        last = lines[-1][:_SAID] if lines else ""
+        text, self.exit_code = _reported(lines)
+        self.said = (" ".join(text.split()) or last or f"ended with {code}")[:200]
+        if not text:
+            ended = "did not start" if code is None else f"ended with {code}"
+            text = ": ".join(filter(None, (f"{_shown(words)} {ended}", last)))
+        super().__init__(text)
+        self.add_note(f"{' '.join(words)}\nsaid:\n{output[-_SAID:]}")
+
+    def of_command(self) -> Self:
+        """Take text and exit code of the error line of a command of Pinnace, which is what failed."""
+        text = f"\n{self.output}".partition("\nerror: ")[2].strip()
+        if text and self.code is not None and 0 < self.code <= MachineError.exit_code:
+            self.args, self.exit_code = (text,), self.code
+        return self
+
+
+def _reported(lines: Sequence[str]) -> tuple[str, int]:
+    """Text and exit code of the error that a worker reported; no text where it did not."""
+    line = next((line for line in reversed(lines) if line.startswith(REPORT)), "")
+    try:
+        said = json.loads(line.removeprefix(REPORT))
+        return str(said["text"]), int(said["exit_code"])
+    except (ValueError, KeyError, TypeError):
+        return "", MachineError.exit_code
+
+
+def _shown(words: Sequence[str]) -> str:
+    """A program without its JSON, which is long."""
+    return " ".join(word for word in words if not word.startswith("{"))
 
 
 def environment(threads: int, **more: str) -> dict[str, str]:
@@ -59,6 +102,53 @@ def _pinned(threads: int, pinned: bool = True) -> Callable[[], None] | None:
         return None
     cpus = chosen_cpus(threads)
     return lambda: os.sched_setaffinity(0, cpus)
+
+
+@contextlib.contextmanager
+def _signals_held() -> Iterator[None]:
+    """Hold SIGTERM and Ctrl-C back: raised between the fork and its return, they would leave a child nobody knows."""
+    came: list[int] = []
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        # What a signal does without a handler of Python's is left alone: the child inherits that one is ignored.
+        known = [number for number in (signal.SIGTERM, signal.SIGINT) if callable(signal.getsignal(number))]
+        before = {number: signal.signal(number, lambda got, _frame: came.append(got)) for number in known}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for got in came:
+        signal.raise_signal(got)
+
+
+def _start(words: Sequence[str], **options: Any) -> subprocess.Popen[Any]:
+    """Start a program.
+
+    Raises:
+        ChildFailed: it is not there, or the machine does not start it.
+    """
+    child: subprocess.Popen[Any] | None = None
+    try:
+        with _signals_held():
+            child = subprocess.Popen(words, **options)
+    except OSError as error:
+        raise ChildFailed(words, None, f"{error.strerror}: {error.filename or words[0]}") from None
+    except BaseException:
+        if child is not None:
+            _end(child)
+        raise
+    return child
+
+
+def _end(child: subprocess.Popen[Any]) -> None:
+    """End a child, which has a while to remove what it made."""
+    child.terminate()
+    try:
+        child.wait(timeout=_END_SECONDS)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def run_child(
@@ -76,15 +166,19 @@ def run_child(
         variables: further variables of its environment.
 
     Raises:
-        ChildFailed: the program failed; what it said is shown.
+        ChildFailed: the program did not start, or failed.
     """
     with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         start = time.perf_counter()
-        child = subprocess.Popen(
+        child = _start(
             [str(word) for word in words], stdin=subprocess.DEVNULL, stdout=out, stderr=err, cwd=folder,
             env=environment(threads, **variables), preexec_fn=_pinned(threads),
         )  # fmt: skip
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            _end(child)
+            raise
         wall = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
         out.seek(0)
@@ -109,7 +203,7 @@ class Server:
         ready: its first line.
 
     Raises:
-        ChildFailed: it ended; what it said is shown.
+        ChildFailed: it did not start, or it ended.
     """
 
     def __init__(
@@ -123,7 +217,7 @@ class Server:
     ) -> None:
         self._words = [str(word) for word in words]
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the server
-        self._child = subprocess.Popen(
+        self._child: subprocess.Popen[str] = _start(
             self._words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True, cwd=folder,
             env=environment(threads, **variables), preexec_fn=_pinned(threads, pinned),
         )  # fmt: skip

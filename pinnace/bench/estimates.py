@@ -1,8 +1,9 @@
-"""From single times to figures: percentiles and their bootstrap intervals, with rounds drawn as a whole."""
+"""From single times to figures: percentiles and their bootstrap intervals, with starts and rounds drawn as a whole."""
 
 from __future__ import annotations
 
 import functools
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any, Final
@@ -10,6 +11,7 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.bench.results import MAX_SAMPLES, Measure, Samples
+from pinnace.bench.shifts import t_quantile
 
 RESAMPLES: Final = 500
 LEVEL: Final = 0.95
@@ -19,34 +21,51 @@ _PER_ROUND: Final = 400
 
 PERCENTILES: Final = {"latency_p50_s": 50.0, "latency_p90_s": 90.0, "latency_p95_s": 95.0, "latency_p99_s": 99.0}
 Array = np.ndarray[Any, np.dtype[np.float64]]
+Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
-def from_blocks(blocks: Sequence[float], seed: int, why_absent: str = "nothing was measured") -> Measure:
-    """The median of the rounds' values, with its interval."""
+def from_blocks(
+    blocks: Sequence[float], seed: int, why_absent: str = "nothing was measured", starts: int | None = None
+) -> Measure:
+    """The median of the rounds' values, with its interval.
+
+    Args:
+        blocks: values, in order.
+        seed: of the bootstrap.
+        why_absent: what is said where there are none.
+        starts: among which the rounds are shared; None where each value is a start's.
+    """
     values = [float(value) for value in blocks]
     if not values:
         return Measure(None, absent=why_absent)
     if len(values) == 1:
         return Measure(values[0], blocks=tuple(values))
-    drawn = np.random.default_rng(seed).choice(np.array(values), (RESAMPLES, len(values)))
-    low, high = _interval(np.median(drawn, axis=1))
-    return Measure(statistics.median(values), low, high, tuple(values))
+    array, places = np.array(values), _resampled(len(values), starts, seed)
+    drawn = np.array([float(np.median(array[row])) for row in places])
+    value = statistics.median(values)
+    return Measure(value, *_interval(drawn, value, _clusters(len(values), starts)), tuple(values))
 
 
-def latency(rounds: Sequence[Sequence[float]], seed: int) -> dict[str, Measure]:
+def latency(rounds: Sequence[Sequence[float]], seed: int, starts: int | None = None) -> dict[str, Measure]:
     """Mean and percentiles of a query's time, over all queries of all rounds.
 
-    Times of one round resemble each other, on a shared machine above all. The bootstrap therefore draws whole rounds;
-    with a single round it draws times, and its interval is too narrow by as much as they depend on each other.
+    Times of one round resemble each other, on a shared machine above all, and so do rounds of one process. The
+    bootstrap therefore draws whole starts, and whole rounds of these; with a single round it draws times, and its
+    interval is too narrow by as much as they depend on each other.
+
+    Args:
+        rounds: times of each, in seconds.
+        seed: of the bootstrap.
+        starts: among which the rounds are shared, in order; None where each round is a start's.
     """
     pooled = np.sort(np.concatenate([np.asarray(times, float) for times in rounds]))
-    found = {"latency_mean_s": _estimate(rounds, np.mean, pooled, seed)}
+    found = {"latency_mean_s": _estimate(rounds, np.mean, pooled, seed, starts)}
     for name, percent in PERCENTILES.items():
         if percent == 99.0 and len(pooled) < P99_SAMPLES:
             why = f"{len(pooled):,} queries were measured, a p99 needs {P99_SAMPLES:,}"
             found[name] = Measure(None, absent=why)
             continue
-        found[name] = _estimate(rounds, functools.partial(np.percentile, q=percent), pooled, seed)
+        found[name] = _estimate(rounds, functools.partial(np.percentile, q=percent), pooled, seed, starts)
     return found
 
 
@@ -65,22 +84,55 @@ def thinned(ordered: Array, most: int) -> Array:
 
 
 def _estimate(
-    rounds: Sequence[Sequence[float]], statistic: Callable[[Array], Any], pooled: Array, seed: int
+    rounds: Sequence[Sequence[float]],
+    statistic: Callable[[Array], Any],
+    pooled: Array,
+    seed: int,
+    starts: int | None,
 ) -> Measure:
-    generator = np.random.default_rng(seed)
     kept = [thinned(np.sort(np.asarray(times, float)), _PER_ROUND) for times in rounds if len(times)]
     if len(kept) > 1:
-        places = generator.integers(0, len(kept), (RESAMPLES, len(kept)))
+        places, clusters = _resampled(len(kept), starts, seed), _clusters(len(kept), starts)
         drawn = [float(statistic(np.concatenate([kept[i] for i in row]))) for row in places]
     else:
-        drawn = [float(statistic(generator.choice(kept[0], len(kept[0])))) for _ in range(RESAMPLES)]
-    low, high = _interval(np.array(drawn))
+        generator, clusters = np.random.default_rng(seed), len(kept[0])
+        drawn = [float(statistic(generator.choice(kept[0], clusters))) for _ in range(RESAMPLES)]
     value = float(statistic(pooled))
-    # Thinning may move an interval by less than a sample's distance; the value itself is never outside.
     blocks = tuple(float(statistic(np.asarray(times, float))) for times in rounds if len(times))
-    return Measure(value, min(low, value), max(high, value), blocks)
+    return Measure(value, *_interval(np.array(drawn), value, clusters), blocks)
 
 
-def _interval(drawn: Array) -> tuple[float, float]:
-    low, high = np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)])
-    return float(low), float(high)
+def _clusters(count: int, starts: int | None) -> int:
+    """How many of so many rounds are independent: the starts; of a single start nothing but its rounds is known."""
+    return count if starts is None or starts < 2 else min(starts, count)
+
+
+@functools.lru_cache(maxsize=32)  # the same for all measures of a run
+def _resampled(count: int, starts: int | None, seed: int) -> tuple[Places, ...]:
+    """Places of rounds for each resample: starts are drawn, and rounds of each that was drawn."""
+    generator = np.random.default_rng(seed)
+    parts = np.array_split(np.arange(count), _clusters(count, starts))
+
+    def resample() -> Places:
+        chosen = [parts[place] for place in generator.integers(0, len(parts), len(parts))]
+        return np.concatenate([part[generator.integers(0, len(part), len(part))] for part in chosen])
+
+    return tuple(resample() for _ in range(RESAMPLES))
+
+
+def _interval(drawn: Array, value: float, clusters: int) -> tuple[float, float]:
+    """The percentiles of a bootstrap, moved away from the value as far as so few clusters tell too little.
+
+    A bootstrap of n clusters has a variance too small by (n - 1) / n, and knows of no Student's distribution.
+    Source: Hesterberg, What Teachers Should Know About the Bootstrap (2015), section 5.3.
+    """
+    low, high = (float(end) for end in np.percentile(drawn, [50 * (1 - LEVEL), 50 * (1 + LEVEL)]))
+    if clusters < 2:
+        return min(low, value), max(high, value)
+    share = (1 + LEVEL) / 2
+    wider = (
+        math.sqrt(clusters / (clusters - 1)) * t_quantile(share, clusters - 1) / statistics.NormalDist().inv_cdf(share)
+    )
+    if min(low, value) > 0:  # times and rates differ by factors
+        return value * min(1.0, low / value) ** wider, value * max(1.0, high / value) ** wider
+    return value - wider * max(0.0, value - low), value + wider * max(0.0, high - value)

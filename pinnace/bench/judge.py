@@ -6,8 +6,9 @@ Everything is done on logarithms of the rounds' values, so that a change is a fa
    after the machine's own rates of the same rounds have explained what they can.
 2. The change is the 20 % trimmed mean, its error Yuen's: a few rounds in which the machine was busy elsewhere do not
    move it.
-3. Neighbouring rounds resemble each other, and so do rounds of one process. The error is therefore the largest of
-   three: of independent rounds, of as many fewer as their correlation says, and of the starts' means.
+3. Neighbouring rounds resemble each other, and so do rounds of one process. The interval is therefore the wider of
+   two: of as many fewer rounds as their correlation says, and of the starts, with one degree of freedom less than
+   there are starts. Fewer than three starts are not judged: they do not tell how much processes differ.
 4. A change is told only where it is certainly larger than the smallest effect that matters, and the level is shared
    among all that is judged (Holm): the whole comparison, and not each line of it, errs 1 time in 20.
 """
@@ -22,6 +23,7 @@ from typing import Final
 import numpy as np
 
 from pinnace.bench.measures import LESS, MEASURES
+from pinnace.bench.rate_search import PRECISION
 from pinnace.bench.results import Candidate, Measure, Point, Result
 from pinnace.bench.shifts import Shift, drawn_in, explained, shift_of_one, shift_of_two
 from pinnace.errors import UsageError
@@ -32,6 +34,9 @@ LESS_WORD, MORE_WORD = "less", "more"
 LEVEL: Final = 0.05
 MIN_EFFECT: Final = 0.01
 FEWEST_ROUNDS: Final = 5
+FEWEST_STARTS: Final = 3
+# A search ends anywhere within its last step: the standard deviation of a uniform distribution.
+RATE_ERROR: Final = PRECISION / math.sqrt(12)
 # What is judged; the other measures of a query's time say the same in other words, and would only dilute the level.
 JUDGED: Final = (
     "latency_p50_s", "texts_per_s", "first_token_s", "inter_token_s", "highest_rate", "load_s", "settled_bytes",
@@ -194,6 +199,8 @@ def _row(pair: Pair, min_effect: float) -> Row:
     if pair.measure in EXACT:
         verdict = SAME if abs(plain) <= min_effect else _words(pair.measure)[plain > 0]
         return row(plain, plain, plain, verdict, 0.0)
+    if min(pair.starts) < FEWEST_STARTS:
+        return row(plain, None, None, f"not judged: {_starts(min(pair.starts))}, needs {FEWEST_STARTS}", 1.0)
     rounds = min(len(pair.before.blocks), len(pair.after.blocks))
     if rounds < FEWEST_ROUNDS:
         return row(plain, None, None, f"not judged: {rounds} rounds, needs {FEWEST_ROUNDS}", 1.0)
@@ -205,8 +212,17 @@ def _row(pair: Pair, min_effect: float) -> Row:
 
 def shift_of(pair: Pair, sign: float = 1.0) -> Shift:
     """The change of the second against the first; ``sign`` is -1 where more is better."""
-    before, after = (drawn_in(sign * np.log(np.array(m.blocks))) for m in (pair.before, pair.after))
+    measures = zip((pair.before, pair.after), pair.starts, strict=True)
+    before, after = (drawn_in(sign * np.log(np.array(m.blocks)), starts) for m, starts in measures)
     if pair.paired and len(before) == len(after):
-        return shift_of_one(drawn_in(after - before), pair.starts[0])
-    before, after, unexplained = explained(before, after, pair.before_limits, pair.after_limits)
-    return shift_of_two(before, after, pair.starts, unexplained)
+        shift = shift_of_one(drawn_in(after - before, pair.starts[0]), pair.starts[0])
+    else:
+        before, after, unexplained = explained(before, after, pair.before_limits, pair.after_limits)
+        shift = shift_of_two(before, after, pair.starts, unexplained)
+    if pair.measure == "highest_rate":
+        shift = dataclasses.replace(shift, error=math.hypot(shift.error, RATE_ERROR))
+    return shift
+
+
+def _starts(count: int) -> str:
+    return "1 start" if count == 1 else f"{count} starts"

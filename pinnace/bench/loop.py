@@ -20,8 +20,8 @@ from typing import Any, Final, Protocol
 from pinnace.bench.machine import install_bytes, versions
 
 Seen = Callable[[], None]
-# Behind this many bounds the queue of the server scenario has grown past hope, and the trial ends.
-HOPELESS: Final = 20
+# The last part of a trial of the server scenario, in which a queue that never empties has grown.
+_LAST_PART: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Prepared:
     Attributes:
         sizes: of each query: its texts (rows), and its tokens without padding.
         ask: answers the query of a number; a generator tells each step of new tokens as it comes.
-        read: gives what is answered: rows of numbers or of tokens, or texts, to compare with other programs'.
+        read: gives what is answered: rows of numbers or of tokens, or texts, to compare with other programs'. Of token
+            ids Pinnace gives such rows for each output of its graph.
     """
 
     sizes: Sequence[tuple[int, int]]
@@ -69,45 +70,53 @@ class Work:
             in all, ``texts`` and ``tokens`` that were answered.
         """
         log = _Log()
-        end = time.perf_counter() + seconds
 
-        def ask() -> None:
+        def ask(end: float) -> None:
             done = 0
             while done < least or time.perf_counter() < end:
                 log.add(self._timed(self._take()))
                 done += 1
 
-        return log.measured(lambda: _in_threads(ask, concurrency))
+        return log.measured(lambda start: _in_threads(lambda: ask(start + seconds), concurrency))
 
-    def arriving(self, rate: float, count: int, bound: float, seed: int, concurrency: int) -> dict[str, Any]:
+    def arriving(
+        self, rate: float, count: int, bound: float, most_late: int, seed: int, concurrency: int
+    ) -> dict[str, Any]:
         """Let queries arrive at random (Poisson), and answer each as soon as one of ``concurrency`` threads is free.
 
-        A query's time runs from its arrival. The trial ends early where the queue has grown past hope.
+        A query's time runs from its arrival. The trial ends as soon as more than ``most_late`` queries took longer
+        than ``bound`` seconds.
+
+        Returns:
+            As `closed`; ``stopped``: whether the trial ended early; ``behind``: the shortest wait in seconds in the
+            trial's last part. A queue that empties now and then makes it nothing, however long single queries wait.
         """
-        draw = random.Random(seed)  # noqa: S311 - arrivals, not secrets
-        arrivals, now = [], 0.0
-        for _ in range(count):
-            now += draw.expovariate(rate)
-            arrivals.append(now)
-        log, waiting, start = _Log(), iter(arrivals), time.perf_counter()
+        arrivals, log = _arrivals(rate, count, seed), _Log()
+        waiting, waits, late = iter(enumerate(arrivals)), [0.0] * count, 0
         stopped = threading.Event()
 
-        def serve() -> None:
+        def serve(start: float) -> None:
+            nonlocal late
             while not stopped.is_set():
                 with self._lock:
-                    arrival = next(waiting, None)
-                if arrival is None:
+                    place, arrival = next(waiting, (count, 0.0))
+                if place == count:
                     return
                 if (left := start + arrival - time.perf_counter()) > 0:
                     time.sleep(left)
+                waits[place] = time.perf_counter() - start - arrival
                 index, size = self._take()
                 self._query(index, _unheard)
-                late = time.perf_counter() - start - arrival
-                log.add((late, [], size))
-                if late > HOPELESS * bound:
-                    stopped.set()
+                taken = time.perf_counter() - start - arrival
+                log.add((taken, [], size))
+                with self._lock:
+                    late += taken > bound
+                    if late > most_late:
+                        stopped.set()
 
-        return {**log.measured(lambda: _in_threads(serve, concurrency)), "stopped": stopped.is_set()}
+        found = log.measured(lambda start: _in_threads(lambda: serve(start), concurrency))
+        behind = min(waits[-max(1, int(_LAST_PART * count)) :])
+        return {**found, "stopped": stopped.is_set(), "behind": max(0.0, behind)}
 
     def _take(self) -> tuple[int, tuple[int, int]]:
         with self._lock:
@@ -133,10 +142,11 @@ class _Log:
     def add(self, row: tuple[float, list[float], tuple[int, int]]) -> None:
         self._rows.append(row)  # appending to a list is safe among threads
 
-    def measured(self, act: Callable[[], None]) -> dict[str, Any]:
+    def measured(self, act: Callable[[float], None]) -> dict[str, Any]:
+        """Do it and sum up; it is told when the clock started, since collecting garbage takes time before."""
         gc.collect()
         cpu, start = time.process_time(), time.perf_counter()
-        act()
+        act(start)
         seconds, used = time.perf_counter() - start, time.process_time() - cpu
         stepped = [steps for _, steps, _ in self._rows if steps]
         return {
@@ -148,6 +158,13 @@ class _Log:
             "texts": sum(texts for _, _, (texts, _) in self._rows),
             "tokens": sum(tokens for _, _, (_, tokens) in self._rows),
         }
+
+
+def _arrivals(rate: float, count: int, seed: int) -> list[float]:
+    """Seconds at which queries arrive: Poisson's, given that so many arrive at this rate, which is then exact."""
+    draw = random.Random(seed)  # noqa: S311 - arrivals, not secrets
+    times = list(itertools.accumulate(draw.expovariate(1.0) for _ in range(count)))
+    return [time * count / rate / times[-1] for time in times]
 
 
 def _unheard() -> None:

@@ -62,10 +62,7 @@ class Pinnace:
         feeds = ids_feeds(session.bundle.manifest, np.array(rows_of(job), np.int64))
 
         def read() -> list[Any]:
-            first = next(iter(session.run(feeds).values()))
-            vectors = first.reshape(-1, first.shape[-1])
-            chosen = vectors[: rows_to_compare(vectors.shape[1], len(vectors))]
-            return [[float(number) for number in vector] for vector in chosen]
+            return [output_rows(output) for output in session.run(feeds).values()]
 
         return Prepared([(job["batch"], job["batch"] * job["length"])], lambda _index, _seen: session.run(feeds), read)
 
@@ -101,6 +98,13 @@ class Pinnace:
             return [found.ids.tolist() for row in generator.generate(rows, **options) for found in row]
 
         return Prepared([(job["batch"], job["batch"] * job["prompt"])], ask, read)
+
+
+def output_rows(output: Array) -> list[list[float]]:
+    """Rows of an output of a graph [.., N], as many as are compared; one without axes is a row of one number."""
+    vectors = output.reshape(-1, output.shape[-1] if output.ndim else 1)
+    chosen = vectors[: rows_to_compare(vectors.shape[1], len(vectors))]
+    return [[float(number) for number in vector] for vector in chosen]
 
 
 def ids_feeds(manifest: Manifest, ids: Array) -> dict[str, Array]:

@@ -10,68 +10,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.bench.jobs import IDS, PROMPT, TEXTS
-from pinnace.bench.results import SCENARIOS, Settings
-from pinnace.bench.worker import PEERS
-from pinnace.errors import UsageError, unknown_word
+from pinnace.bench.request import Request, check_request, decoder_sizes
+from pinnace.bench.results import Settings
+from pinnace.errors import UsageError
 from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.threads import thread_count
 
 PROGRAM: Final = "pinnace"
-
-
-@dataclasses.dataclass(frozen=True)
-class Request:
-    """What the user asked for. Empty tuples and None take what suits the bundle.
-
-    Attributes:
-        scenarios: some of `SCENARIOS`; by default single-stream.
-        precisions: variants; by default all that the bundle has.
-        devices: such as ``cpu``.
-        threads: of one run; by default what the machine grants.
-        batches: rows of a query.
-        lengths: tokens of a row, none where texts are given.
-        prompts: tokens of a decoder's prompt.
-        output_tokens: new tokens behind it.
-        concurrency: queries at work at once.
-        texts: inputs of the pipeline, in place of random tokens; with ``tokens`` of each.
-        tokens: of each text.
-        options: of the pipeline's call.
-        inputs: what the texts are, in words.
-        latency_bound_s: of the server scenario.
-        percentile: share of its queries that must keep the bound.
-        rounds: in which the candidates take turns.
-        starts: fresh processes of each candidate, among which the rounds are shared.
-        round_s: seconds of a candidate's part of a round.
-        seed: of inputs and arrivals.
-        peers: program -> Python of its environment.
-        peer_models: program -> folder or file in place of the bundle.
-        against: a second bundle, measured in the same rounds.
-        data: file of examples that the task's metric is measured on.
-    """
-
-    scenarios: tuple[str, ...] = ("single-stream",)
-    precisions: tuple[str, ...] = ()
-    devices: tuple[str, ...] = ("cpu",)
-    threads: tuple[int, ...] = ()
-    batches: tuple[int, ...] = (1,)
-    lengths: tuple[int, ...] = ()
-    prompts: tuple[int, ...] = ()
-    output_tokens: tuple[int, ...] = ()
-    concurrency: tuple[int, ...] = (1,)
-    texts: tuple[Any, ...] = ()
-    tokens: tuple[int, ...] = ()
-    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    inputs: str = ""
-    latency_bound_s: float | None = None
-    percentile: float = 0.99
-    rounds: int = 20
-    starts: int = 5
-    round_s: float = 0.5
-    seed: int = 0
-    peers: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    peer_models: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    against: str | None = None
-    data: str | None = None
+# What two bundles are called whose folders have one name.
+AFTER, BEFORE = "after", "before"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +33,11 @@ class CandidatePlan:
     device: str
     threads: int
     options: Mapping[str, Any]
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """What two bundles are compared at: variant, device and number of threads."""
+        return self.precision, self.device, self.threads
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,22 +77,21 @@ def make_plan(path: str | Path, request: Request, texts: Path) -> Plan:
         texts: the file of the request's texts, where it has any.
 
     Raises:
-        UsageError: sizes that the bundle does not take, an unknown scenario, precision or peer, or a server scenario
-            without its bound.
+        UsageError: sizes that the bundle does not take, an unknown scenario, precision or peer, a server scenario
+            without its bound, a model for a peer that is not asked for, or two bundles that have nothing to compare.
         BundleError: no bundle, or a damaged one.
     """
     bundles = [Bundle.open(place) for place in (path, *([request.against] if request.against else ()))]
-    _check(bundles[0], request)
+    check_request(bundles[0], request)
     for other in bundles[1:]:
         if other.manifest.task != bundles[0].manifest.task:
             raise UsageError(
                 f"{other.path.name} is for {other.manifest.task} and {bundles[0].path.name} for "
                 f"{bundles[0].manifest.task}; compare bundles of one task"
             )
-    candidates = [
-        own for bundle, label in zip(bundles, _labels(bundles), strict=True) for own in _own(bundle, request, label)
-    ]
-    candidates += _peers(bundles[0], request)
+    own = [_own(bundle, request, label) for bundle, label in zip(bundles, _labels(bundles), strict=True)]
+    _check_pairs(own)
+    candidates = [*itertools.chain.from_iterable(own), *_peers(bundles[0], request)]
     settings = Settings(
         task=bundles[0].manifest.task,
         scenarios=request.scenarios,
@@ -156,46 +107,25 @@ def make_plan(path: str | Path, request: Request, texts: Path) -> Plan:
     return Plan(tuple(candidates), tuple(_points(bundles[0], request, texts)), settings)
 
 
-def _check(bundle: Bundle, request: Request) -> None:
-    for scenario in request.scenarios:
-        if scenario not in SCENARIOS:
-            raise unknown_word("scenario", scenario, SCENARIOS)
-    if "server" in request.scenarios and request.latency_bound_s is None:
-        raise UsageError("the server scenario needs the time that its answers must keep, such as --latency-bound 100ms")
-    for peer in {**request.peers, **request.peer_models}:
-        if peer not in PEERS:
-            raise unknown_word("peer", peer, PEERS)
-    decoder = bundle.manifest.cache is not None
-    if decoder and (request.lengths or request.texts):
-        raise UsageError(f"{bundle.path.name} generates; give --prompt and --output-tokens, not --length or --input")
-    if not decoder and (request.prompts or request.output_tokens):
-        raise UsageError(f"{bundle.path.name} is for {bundle.manifest.task} and has no prompt; give --length")
-    longest = bundle.manifest.limits.sequence
-    sizes = list(request.lengths)
-    sizes += [p + n for p in request.prompts for n in request.output_tokens or (1,)]
-    if sizes and max(sizes) > longest:
-        raise UsageError(f"{max(sizes):,} tokens are more than {bundle.path.name} takes: {longest:,}. Ask for fewer")
-    _check_fixed(bundle, request)
-
-
-def _check_fixed(bundle: Bundle, request: Request) -> None:
-    shape = next(spec.shape for spec in bundle.manifest.inputs if spec.name == "input_ids")
-    for asked, size, flag in ((request.batches, shape[0], "batch"), (request.lengths, shape[-1], "length")):
-        wrong = [value for value in asked if isinstance(size, int) and value != size]
-        if wrong:
-            raise UsageError(f"this bundle was exported with a fixed {flag} of {size}, got --{flag} {wrong[0]}")
+def _check_pairs(own: Sequence[Sequence[CandidatePlan]]) -> None:
+    """Two bundles, where there are two, must have a variant in common."""
+    one, *others = [{plan.place for plan in plans} for plans in own]
+    if any(one.isdisjoint(other) for other in others):
+        named = [f"{plans[0].bundle.path.name} has {', '.join(sorted({p.precision for p in plans}))}" for plans in own]
+        raise UsageError(f"the two bundles have no variant in common: {'; '.join(named)}. Give --precision")
 
 
 def _labels(bundles: Sequence[Bundle]) -> list[str]:
     """What tells two bundles apart; one alone needs no name."""
-    names = [bundle.path.name for bundle in bundles]
+    names = [bundle.path.absolute().name for bundle in bundles]
     if len(names) == 1:
         return [""]
-    return names if len(set(names)) == len(names) else ["after", "before"]
+    return names if len(set(names)) == len(names) else [AFTER, BEFORE]
 
 
 def _own(bundle: Bundle, request: Request, label: str) -> list[CandidatePlan]:
-    precisions = [bundle.precision(word) for word in request.precisions] or list(bundle.manifest.variants)
+    asked = dict.fromkeys(bundle.precision(word) for word in request.precisions)
+    precisions = list(asked or bundle.manifest.variants)
     counts = request.threads or (thread_count(),)
     found = []
     for precision, device, threads in itertools.product(precisions, request.devices, counts):
@@ -277,7 +207,7 @@ def _places(
                 output,
                 {**common, "kind": PROMPT, "batch": batch, "prompt": prompt, "output": output},
             )
-            for batch, prompt, output in itertools.product(request.batches, *_decoder_sizes(bundle, request))
+            for batch, prompt, output in itertools.product(request.batches, *decoder_sizes(bundle, request))
         ]
     shape = next(spec.shape for spec in manifest.inputs if spec.name == "input_ids")
     fixed = [size for size in shape[-1:] if isinstance(size, int)]
@@ -289,10 +219,3 @@ def _places(
         (batch, length, None, None, {**common, "kind": IDS, "batch": batch, "length": length})
         for batch, length in itertools.product(rows, lengths)
     ]
-
-
-def _decoder_sizes(bundle: Bundle, request: Request) -> tuple[Sequence[int], Sequence[int]]:
-    longest = bundle.manifest.limits.sequence
-    prompts = request.prompts or (min(128, longest // 2),)
-    room = max(1, longest - max(prompts))
-    return prompts, request.output_tokens or (min(32, room),)

@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from pinnace.bench.measures import LESS, MEASURES, MORE
 from pinnace.bench.plots import Axis, Guide, LeftOut, Mark, Plot, Point, Row, RowsPlot, Series, XYPlot
-from pinnace.bench.plots_view import THROUGHPUT, View, comparison, interval, measure
+from pinnace.bench.plots_view import THROUGHPUT, THROUGHPUT_OF_STREAMS, View, comparison, interval, measure
 from pinnace.bench.results import Measure, Samples
 from pinnace.bench.results import Point as Measured
 from pinnace.units import digits, in_unit
@@ -110,14 +110,17 @@ def throughput(view: View) -> list[Plot | LeftOut]:
 def _by_batch(view: View) -> Plot | LeftOut:
     key, title = "throughput", "What does throughput cost? Throughput against latency"
     series = []
-    work = THROUGHPUT[0]
-    for name, points in view.beside_main("scenario", "batch", "concurrency").items() if view.main else ():
+    beside = view.beside_main("scenario", "batch", "concurrency") if view.main else {}
+    several = len({point.concurrency for points in beside.values() for point in points}) > 1
+    measures = THROUGHPUT_OF_STREAMS if several else THROUGHPUT
+    work = measures[0]
+    for name, points in beside.items():
         marks = []
         for point in sorted(points, key=lambda point: (point.batch, point.concurrency)):
-            speed, time = measure(point, *THROUGHPUT), measure(point, "latency_p50_s", "inter_token_s")
+            speed, time = measure(point, *measures), measure(point, "latency_p50_s", "inter_token_s")
             if speed is None or time is None or speed.value is None or time.value is None or time.value <= 0:
                 continue
-            work = next(key for key in THROUGHPUT if point.measures.get(key) is speed)
+            work = next(key for key in measures if point.measures.get(key) is speed)
             label = f"batch {point.batch}" + (f" ×{point.concurrency}" if point.concurrency > 1 else "")
             detail = f"{name}, {point.label}: {in_unit(speed.value, MEASURES[work].unit)} at {in_unit(time.value, 's')}"
             marks.append(Mark(speed.value, time.value, interval(speed), interval(time), label, detail))
@@ -144,6 +147,8 @@ def _by_rate(view: View) -> Plot | LeftOut:
     percent = f"p{settings.percentile * 100:g}"
     curves = [point for point in view.result.points if len(point.curve) > 1]
     if not curves:
+        if any(point.scenario == "server" for point in view.result.points):
+            return LeftOut(key, title, "no rate of arrivals kept the latency bound")
         return LeftOut(key, title, "the server scenario was not run; add --scenario server")
     first = min(curves, key=lambda point: (point.batch, point.concurrency))
     series = []

@@ -13,6 +13,8 @@ from pinnace.units import digits, in_unit, scale_for
 SINGLE: Final = "single-stream"
 # The measure that says how much work is done, the first that a point has.
 THROUGHPUT: Final = ("decode_tokens_per_s", "texts_per_s", "tokens_per_s")
+# The same where one stream stands beside several, whose tokens are counted over another time.
+THROUGHPUT_OF_STREAMS: Final = THROUGHPUT[1:]
 _USUAL_LENGTH: Final = 128
 _NEAR: Final = 0.05
 

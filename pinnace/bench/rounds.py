@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import random
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -15,13 +16,23 @@ from pinnace.bench.flops import Cost
 from pinnace.bench.jobs import IDS, PROMPT
 from pinnace.bench.plan import CandidatePlan, Plan, PointPlan
 from pinnace.bench.processes import LimitMeter, Meter, Workplace, is_own
-from pinnace.bench.rate_search import RateSearch, queries_needed, steps_up
+from pinnace.bench.rate_search import (
+    RateSearch,
+    most_late,
+    never_holds,
+    queries_needed,
+    search_from,
+    steps_up,
+    trial_queries,
+    tried,
+)
 from pinnace.bench.results import RatePoint
 from pinnace.bench.worker import PEERS
 
 Progress = Callable[[str], None]
 CPU: Final = "cpu"
 _CURVE_POINTS: Final = 4
+_IDLE_QUERIES: Final = 5
 _WARM_SECONDS: Final = 0.3
 
 
@@ -37,7 +48,7 @@ class Raw:
         highest: of the same: the highest rate held, for each start; None where none was.
         limits: FLOP/s and bytes/s of each round, by threads.
         costs: of a candidate: what its graph costs.
-        outputs: of a candidate by point: what it answered.
+        outputs: of a candidate by point: what it answered, one list for each output; a peer tells its first.
         missing: of a candidate: why it was not measured.
     """
 
@@ -65,7 +76,10 @@ def measure(plan: Plan, progress: Progress) -> Raw:
 
     Raises:
         ChildFailed: a process of Pinnace itself ended with an error. A peer's is noted in ``missing``.
+        UsageError: a server scenario whose percentile is no share between none and all.
     """
+    if any(point.scenario == "server" for point in plan.points):
+        queries_needed(plan.settings.percentile)
     with tempfile.TemporaryDirectory(prefix="pinnace-bench-") as name:
         return _Runner(plan, Workplace(Path(name)), progress).run()
 
@@ -139,9 +153,12 @@ class _Runner:
                 for name, value in meter.rest().items():
                     if value is not None:
                         self._raw.starts[meter.plan.name][name].append(value)
+                if start == 0:
+                    with self._forgiving(meter.plan):
+                        self._outputs(meter)
 
     def _load(self, meter: Meter, first: bool) -> dict[str, dict[str, Any]]:
-        """Prepare all points, warm up, and at the first start ask for facts and outputs; what the warm-up gave."""
+        """Prepare all points, warm up, and at the first start ask for facts; what the warm-up gave."""
         name, warm = meter.plan.name, {}
         starts = self._raw.starts[name]
         starts["load_s"].append(meter.ready["load_s"])
@@ -155,10 +172,15 @@ class _Runner:
             warm[point.key] = meter.block(point, _WARM_SECONDS)
         if first:
             self._raw.facts[name] = meter.server.ask(op="facts")
-            for point in able:
-                answered = meter.server.ask(op="outputs", job=dict(point.job))
-                self._raw.outputs[name, point.key] = answered["outputs"]
         return warm
+
+    def _outputs(self, meter: Meter) -> None:
+        """Ask what is answered at each point, when nothing is measured any more."""
+        for point in self._plan.points:
+            if does(meter.plan, point):
+                answered = meter.server.ask(op="outputs", job=dict(point.job))["outputs"]
+                several = is_own(meter.plan) and point.job["kind"] == IDS
+                self._raw.outputs[meter.plan.name, point.key] = answered if several else [answered]
 
     def _able(self, meters: Sequence[Meter], point: PointPlan) -> list[Meter]:
         return [meter for meter in self._alive(meters) if does(meter.plan, point)]
@@ -170,39 +192,48 @@ class _Runner:
         """Find each candidate's highest rate; their trials take turns."""
         searches = {}
         for meter in meters:
-            known = [rate for rate in self._raw.highest[meter.plan.name, point.key] if rate]
-            times = warm[meter.plan.name][point.key]
-            # Once found, the neighbourhood is searched first.
-            searches[meter.plan.name] = (
-                RateSearch(known[-1], 1.1) if known else RateSearch(0.7 * len(times["latency"]) / times["seconds"])
-            )
-        while waiting := [meter for meter in meters if not searches[meter.plan.name].done]:
+            if not self._is_hopeless(meter, point):
+                searches[meter.plan.name] = self._new_search(meter.plan.name, point, warm[meter.plan.name][point.key])
+        while waiting := [m for m in meters if m.plan.name in searches and not searches[m.plan.name].done]:
             for meter in waiting:
                 search = searches[meter.plan.name]
                 self._progress(f"server: {meter.plan.name} at {search.rate:.3g} queries/s")
-                search.tell(self._trial(meter, point, search.rate).held)
+                trial, served = self._trial(meter, point, search.rate)
+                search.tell(trial.held, served)
         for meter in meters:
             name = meter.plan.name
-            if not self._raw.highest[name, point.key] and (best := searches[name].found):
+            best = searches[name].found if name in searches else None
+            if best and not self._raw.highest[name, point.key]:
                 for rate in steps_up(best, _CURVE_POINTS):
                     self._trial(meter, point, rate)
-            self._raw.highest[name, point.key].append(searches[name].found)
+            self._raw.highest[name, point.key].append(best)
 
-    def _trial(self, meter: Meter, point: PointPlan, rate: float) -> RatePoint:
+    def _is_hopeless(self, meter: Meter, point: PointPlan) -> bool:
+        """Whether a single query takes longer than the bound while the machine does nothing else."""
+        settings = self._plan.settings
+        assert settings.latency_bound_s is not None
+        idle = meter.server.ask(op="closed", name=point.key, seconds=0.0, least=_IDLE_QUERIES, concurrency=1)
+        return never_holds(idle["latency"], settings.percentile, settings.latency_bound_s)
+
+    def _new_search(self, name: str, point: PointPlan, warm: dict[str, Any]) -> RateSearch:
+        earlier = self._raw.highest[name, point.key]
+        seed = f"{self._plan.settings.seed}/{name}/{point.key}/{len(earlier)}"
+        capacity = len(warm["latency"]) / warm["seconds"]
+        return search_from(capacity, [rate for rate in earlier if rate], random.Random(seed))  # noqa: S311 - no secret
+
+    def _trial(self, meter: Meter, point: PointPlan, rate: float) -> tuple[RatePoint, float]:
         settings = self._plan.settings
         bound = settings.latency_bound_s
         assert bound is not None
-        count = queries_needed(settings.percentile)
+        count = trial_queries(rate, settings.percentile, bound)
+        start = len(self._raw.highest[meter.plan.name, point.key])
         found = meter.server.ask(
-            op="arriving", name=point.key, rate=rate, count=count, bound=bound, seed=settings.seed,
-            concurrency=point.concurrency,
+            op="arriving", name=point.key, rate=rate, count=count, bound=bound,
+            most_late=most_late(count, settings.percentile), seed=settings.seed + start, concurrency=point.concurrency,
         )  # fmt: skip
-        times = sorted(found["latency"])
-        late = times[min(len(times) - 1, int(settings.percentile * len(times)))]
-        held = late <= bound and not found["stopped"]
-        tried = RatePoint(rate, len(times) / found["seconds"], late, len(times), held)
-        self._raw.curves[meter.plan.name, point.key].append(tried)
-        return tried
+        trial, served = tried(rate, count, settings.percentile, found)
+        self._raw.curves[meter.plan.name, point.key].append(trial)
+        return trial, served
 
     @contextlib.contextmanager
     def _forgiving(self, plan: CandidatePlan) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import statistics
 from collections.abc import Sequence
@@ -13,6 +14,7 @@ import numpy as np
 _TRIM: Final = 0.2
 _FAR: Final = 3.0  # standard deviations
 _STILL: Final = 1e-4
+_CHOICE: Final = 0.05  # the level at which the wider of two intervals is chosen
 # Two runs without the machine's rates differ by so much for reasons that nothing in them tells.
 _BETWEEN_RUNS: Final = 0.04
 Array = np.ndarray[Any, np.dtype[np.float64]]
@@ -20,16 +22,19 @@ Array = np.ndarray[Any, np.dtype[np.float64]]
 
 @dataclasses.dataclass(frozen=True)
 class Shift:
-    """A change on the logarithmic scale, its standard error and its degrees of freedom."""
+    """A change, or a level, on the logarithmic scale, its standard error and its degrees of freedom."""
 
     value: float
     error: float
     freedom: float
 
+    def reach(self, level: float) -> float:
+        """Half the width of the two-sided interval at a level."""
+        return t_quantile(1 - level / 2, self.freedom) * self.error
+
     def interval(self, level: float) -> tuple[float, float]:
         """The two-sided interval at a level."""
-        reach = t_quantile(1 - level / 2, self.freedom) * self.error
-        return self.value - reach, self.value + reach
+        return self.value - self.reach(level), self.value + self.reach(level)
 
     def chance(self, least: float) -> float:
         """The two-sided p-value: how likely noise alone shows as much, where a change up to ``least`` is none."""
@@ -76,38 +81,59 @@ def explained(before: Array, after: Array, *limits: Sequence[Sequence[float]]) -
     return before - slope @ slow[0], after - slope @ slow[1], abs(unexplained)
 
 
-def drawn_in(values: Array) -> Array:
-    """Values farther from the median than noise goes are drawn in to where it ends."""
+def drawn_in(values: Array, starts: int = 1) -> Array:
+    """Values farther from the median than noise goes are drawn in to where it ends.
+
+    Where most rounds of a start lie that far, its process is another one, and they stay.
+    """
     middle = float(np.median(values))
     reach = _FAR * 1.4826 * float(np.median(np.abs(values - middle)))
-    return np.clip(values, middle - reach, middle + reach)
+    near = np.clip(values, middle - reach, middle + reach)
+    if starts >= len(values):
+        return near
+    parts = zip(np.array_split(values, starts), np.array_split(near, starts), strict=True)
+    return np.concatenate([part if np.mean(part != drawn) > 0.5 else drawn for part, drawn in parts])
 
 
 def shift_of_one(values: Array, starts: int) -> Shift:
-    error, freedom = _error(values, starts)
-    return Shift(trimmed_mean(values), error, freedom)
+    """The level of one series, by whichever of rounds and starts knows less of it.
+
+    Args:
+        values: of the rounds, in order.
+        starts: among which the rounds are shared; where there are no more values than these, each is a start's.
+    """
+    if not 2 <= starts < len(values):
+        return _of_rounds(values, effective_share(values))
+    parts = np.array_split(values, starts)
+    medians = [float(np.median(part)) for part in parts]
+    # What starts differ by is not counted twice, as a likeness of neighbouring rounds.
+    inside = np.concatenate([part - median for part, median in zip(parts, medians, strict=True)])
+    levels = (_of_rounds(values, effective_share(inside)), _of_starts(medians))
+    return max(levels, key=lambda level: level.reach(_CHOICE))
 
 
 def shift_of_two(before: Array, after: Array, starts: tuple[int, int], unexplained: float) -> Shift:
-    (one, n), (other, m) = _error(before, starts[0]), _error(after, starts[1])
-    variance = one**2 + other**2
+    """The difference of two series that were measured apart; ``unexplained`` is an error of its own."""
+    one, other = shift_of_one(before, starts[0]), shift_of_one(after, starts[1])
+    variance = one.error**2 + other.error**2
     # Welch's degrees of freedom.
-    freedom = variance**2 / (one**4 / n + other**4 / m) if variance else n + m
-    return Shift(trimmed_mean(after) - trimmed_mean(before), math.sqrt(variance + unexplained**2), freedom)
+    spread = one.error**4 / one.freedom + other.error**4 / other.freedom
+    freedom = variance**2 / spread if spread else one.freedom + other.freedom
+    return Shift(other.value - one.value, math.sqrt(variance + unexplained**2), freedom)
 
 
-def _error(values: Array, starts: int) -> tuple[float, float]:
-    """Standard error of the trimmed mean, and its degrees of freedom: the largest of three."""
+def _of_rounds(values: Array, share: float) -> Shift:
+    """The trimmed mean; neighbours that resemble each other count as fewer rounds, and their error is known less."""
     count = len(values)
     kept = count - 2 * int(_TRIM * count)
     plain = math.sqrt(winsorized_variance(values) * (count - 1) / (kept * (kept - 1)))
-    share = effective_share(values)
-    # Fewer independent rounds: a larger error, and less knowledge of it.
-    found = [(plain / math.sqrt(share), max(2.0, share * (kept - 1)))]
-    if starts >= 3 and count >= 2 * starts:
-        means = [float(np.median(part)) for part in np.array_split(values, starts)]
-        found.append((statistics.stdev(means) / math.sqrt(starts), max(2.0, share * (kept - 1))))
-    return max(found)
+    return Shift(trimmed_mean(values), plain / math.sqrt(share), max(2.0, share * (kept - 1)))
+
+
+def _of_starts(medians: Sequence[float]) -> Shift:
+    """The mean of the starts: however many rounds each has, its process was drawn once."""
+    error = statistics.stdev(medians) / math.sqrt(len(medians))
+    return Shift(statistics.mean(medians), error, len(medians) - 1.0)
 
 
 def trimmed_mean(values: Array) -> float:
@@ -151,12 +177,13 @@ def t_probability(value: float, freedom: float) -> float:
     return 0.5 + half if value >= 0 else 0.5 - half
 
 
+@functools.lru_cache(maxsize=4096)
 def t_quantile(share: float, freedom: float) -> float:
     """Where Student's distribution function reaches a share above one half, by halving."""
     low, high = 0.0, 1.0
     while t_probability(high, freedom) < share and high < 1e6:
         high *= 2
-    for _ in range(60):
+    for _ in range(40):
         middle = (low + high) / 2
         low, high = (middle, high) if t_probability(middle, freedom) < share else (low, middle)
     return (low + high) / 2

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
 
 from pinnace.bench import estimates
-from pinnace.bench.agreement import agreement, agrees
+from pinnace.bench.agreement import agreement, agrees, together
 from pinnace.bench.jobs import IDS, PROMPT
 from pinnace.bench.judging import Judged
 from pinnace.bench.machine import Energy, affinity, processor, versions
@@ -28,6 +28,7 @@ from pinnace.bench.results import (
     Point,
     Result,
     Samples,
+    Settings,
     Work,
 )
 from pinnace.bench.rounds import CPU, Raw
@@ -36,6 +37,7 @@ from pinnace.runtime import threads
 
 Block = Mapping[str, Any]
 _NO_ENERGY: Final = "the machine does not tell its energy to this user (RAPL)"
+_NO_RATE: Final = "no rate kept the bound: a single query takes as long, or nearly"
 _NO_STEPS: Final = "the program tells no times of single tokens here"
 _NOT_CPU: Final = "the limits are the processor's, and this ran on another device"
 _NOT_COUNTED: Final = "the work of this program is not counted"
@@ -47,7 +49,7 @@ def summarize(
     """Turn what was measured into a result."""
     seed = plan.settings.seed
     points = tuple(
-        _point(candidate, point, raw, seed)
+        _point(candidate, point, raw, plan.settings)
         for candidate in plan.candidates
         for point in plan.points
         if candidate.name not in raw.missing and _was_measured(raw, candidate, point)
@@ -104,23 +106,23 @@ def _bundle_bytes(plan: CandidatePlan) -> int:
     return sum(files[name].bytes for name in (variant.graph, *variant.weights))
 
 
-def _point(candidate: CandidatePlan, point: PointPlan, raw: Raw, seed: int) -> Point:
-    key = (candidate.name, point.key)
+def _point(candidate: CandidatePlan, point: PointPlan, raw: Raw, settings: Settings) -> Point:
+    key, seed, starts = (candidate.name, point.key), settings.seed, settings.starts
     blocks = raw.blocks.get(key, [])
     measures: dict[str, Measure] = {}
     if point.scenario == "server":
         found = [rate for rate in raw.highest[key] if rate is not None]
-        why = "no rate kept the bound: a single query takes longer"
-        measures["highest_rate"] = estimates.from_blocks(found, seed, why)
+        measures["highest_rate"] = estimates.from_blocks(found, seed, _NO_RATE)
     if point.scenario == "single-stream":
-        measures |= estimates.latency([block["latency"] for block in blocks], seed)
+        measures |= estimates.latency([block["latency"] for block in blocks], seed, starts)
     work = _work(point, raw.costs.get(candidate.name), blocks)
     if blocks:
         kinds = {**RATES, **(TOKEN_RATES if point.job["kind"] == PROMPT else TOKENS)}
         for name, per_block in kinds.items():
             found = [value for block in blocks if (value := per_block(block, point)) is not None]
-            measures[name] = estimates.from_blocks(found, seed, _NO_ENERGY if name == "energy_j" else _NO_STEPS)
-        measures |= _shares(candidate, point, blocks, work, raw, seed)
+            why = _NO_ENERGY if name == "energy_j" else _NO_STEPS
+            measures[name] = estimates.from_blocks(found, seed, why, starts)
+        measures |= _shares(candidate, point, blocks, work, raw, settings)
     samples: dict[str, Samples] = {
         name: estimates.samples([block[name] for block in blocks])
         for name in ("latency", "first_token", "inter_token")
@@ -149,6 +151,22 @@ def _rate(amount: float, seconds: float | None) -> float | None:
     return amount / seconds if seconds else None
 
 
+def _prompt_rate(block: Block, point: PointPlan) -> float | None:
+    """Tokens/s of the prompt: of one stream until its first token, of several streams over the whole time."""
+    first = _middle(block, "first_token")
+    if point.concurrency == 1 or first is None:
+        return _rate(point.batch * (point.prompt or 0), first)
+    return _rate(block["tokens"], block["seconds"])
+
+
+def _decode_rate(block: Block, point: PointPlan) -> float | None:
+    """New tokens/s: of one stream between two tokens, of several streams over the whole time."""
+    between = _middle(block, "inter_token")
+    if point.concurrency == 1 or between is None:
+        return _rate(point.batch, between)
+    return _rate(point.batch * len(block["inter_token"]), block["seconds"])
+
+
 RATES: Final[Mapping[str, PerBlock]] = MappingProxyType(
     {
         "texts_per_s": lambda block, _: block["texts"] / block["seconds"],
@@ -163,8 +181,8 @@ TOKEN_RATES: Final[Mapping[str, PerBlock]] = MappingProxyType(
     {
         "first_token_s": lambda block, _: _middle(block, "first_token"),
         "inter_token_s": lambda block, _: _middle(block, "inter_token"),
-        "prompt_tokens_per_s": lambda block, at: _rate(at.batch * (at.prompt or 0), _middle(block, "first_token")),
-        "decode_tokens_per_s": lambda block, at: _rate(at.batch, _middle(block, "inter_token")),
+        "prompt_tokens_per_s": _prompt_rate,
+        "decode_tokens_per_s": _decode_rate,
     }
 )
 
@@ -189,7 +207,12 @@ def _work(point: PointPlan, cost: Any, blocks: Sequence[Block]) -> Work | None:
 
 
 def _shares(
-    candidate: CandidatePlan, point: PointPlan, blocks: Sequence[Block], work: Work | None, raw: Raw, seed: int
+    candidate: CandidatePlan,
+    point: PointPlan,
+    blocks: Sequence[Block],
+    work: Work | None,
+    raw: Raw,
+    settings: Settings,
 ) -> dict[str, Measure]:
     """How near each round comes to what the machine did in the same round."""
     names = ("gemm_fraction", "memory_fraction")
@@ -198,20 +221,33 @@ def _shares(
     limits = raw.limits[candidate.threads]
     multiplied, read = [], []
     for block, (gemm, memory) in zip(blocks, limits, strict=False):
-        if point.job["kind"] == PROMPT:
-            first, between = _middle(block, "first_token"), _middle(block, "inter_token")
-        else:
-            first = between = block["seconds"] / max(1, len(block["latency"]))
+        first, between = _seconds_of_work(block, point)
         multiplied += [work.flops / first / gemm] if first else []
         read += [work.bytes / between / memory] if between else []
     return {
-        name: estimates.from_blocks(values, seed, _NO_STEPS)
+        name: estimates.from_blocks(values, settings.seed, _NO_STEPS, settings.starts)
         for name, values in zip(names, (multiplied, read), strict=True)
     }
 
 
+def _seconds_of_work(block: Block, point: PointPlan) -> tuple[float | None, float | None]:
+    """Seconds for which a query multiplies, and for which it reads its weights once.
+
+    A generator's are those of its prompt and of a new token. Several streams share the machine, so that theirs is the
+    time of them all for each prompt and for each new token.
+    """
+    if point.job["kind"] != PROMPT:
+        query = block["seconds"] / max(1, len(block["latency"]))
+        return query, query
+    first, between = block["first_token"], block["inter_token"]
+    if point.concurrency == 1:
+        return _middle(block, "first_token"), _middle(block, "inter_token")
+    seconds = block["seconds"]
+    return seconds / len(first) if first else None, seconds / len(between) if between else None
+
+
 def _accuracies(plan: Plan, raw: Raw) -> tuple[dict[str, Accuracy], dict[str, bool]]:
-    """Compare everyone's outputs with those of the first fp32 candidate of ours."""
+    """Compare everyone's outputs at every point with those of the first fp32 candidate of ours; the worst counts."""
     present = [candidate for candidate in plan.candidates if candidate.name not in raw.missing]
     own = [candidate for candidate in present if is_own(candidate)]
     if not own:
@@ -227,17 +263,31 @@ def _accuracies(plan: Plan, raw: Raw) -> tuple[dict[str, Accuracy], dict[str, bo
         ]
         if not shared:
             continue
-        pair = (raw.outputs[name.name, shared[0].key] for name in (candidate, reference))
         label = f"{candidate.name} does the job of {reference.name}"
+        parts, good = [], True
         try:
-            found[candidate.name] = agreement(reference.name, *pair)
+            for got, want in _outputs(candidate, reference, shared, raw):
+                parts.append(agreement(reference.name, got, want))
+                good = good and agrees(parts[-1], candidate.precision, want)
         except CheckFailed as error:
             checks[f"{label}: {error}"] = False
             continue
+        found[candidate.name] = together(parts)
         # Another bundle may be another model; its agreement is told, and is no error.
         if candidate is not reference and candidate.bundle is reference.bundle:
-            checks[label] = agrees(found[candidate.name], candidate.precision)
+            checks[label] = good
     return found, checks
+
+
+def _outputs(
+    candidate: CandidatePlan, reference: CandidatePlan, points: Sequence[PointPlan], raw: Raw
+) -> Iterator[tuple[Sequence[Any], Sequence[Any]]]:
+    """Each output at each point, of a candidate and of the reference; a peer's first one alone."""
+    for point in points:
+        got, want = (raw.outputs[one.name, point.key] for one in (candidate, reference))
+        if candidate.bundle is reference.bundle and is_own(candidate) and len(got) != len(want):
+            raise CheckFailed(f"{len(got)} outputs of the graph, the reference {reference.name} has {len(want)}")
+        yield from zip(got, want, strict=False)
 
 
 def _with_metric(accuracies: Mapping[str, Accuracy], judged: Judged) -> dict[str, Accuracy]:

@@ -15,7 +15,10 @@ from typing import Any, Final
 
 from pinnace.bench.jobs import IDS, PROMPT, TEXTS
 from pinnace.bench.loop import serve
+from pinnace.errors import PinnaceError
 
+# Begins the line of JSON that a worker ends with where an error of Pinnace ended it.
+REPORT: Final = "pinnace-error "
 # Program -> where it is opened.
 PROGRAMS: Final[Mapping[str, str]] = MappingProxyType(
     {
@@ -47,7 +50,21 @@ PEERS: Final[Mapping[str, tuple[str, ...]]] = MappingProxyType(
 
 
 def main(argv: list[str]) -> int:
-    """Serve a program; with ``once`` as a third word, answer a job's first query and end, for a cold start."""
+    """Serve a program; with a job as a third word, answer its first query and end, for a cold start.
+
+    An error of Pinnace is reported on standard error for `pinnace.bench.children`, behind its traceback.
+    """
+    try:
+        _work(argv)
+    except PinnaceError as error:
+        sys.excepthook(type(error), error, error.__traceback__)
+        said = {"kind": type(error).__name__, "text": str(error), "exit_code": error.exit_code}
+        print(f"{REPORT}{json.dumps(said)}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _work(argv: list[str]) -> None:
     name, options = argv[0], json.loads(argv[1])
 
     def load() -> Any:
@@ -65,7 +82,6 @@ def main(argv: list[str]) -> int:
         program.prepare(json.loads(argv[2])).ask(0, lambda: None)
     else:
         serve(load)
-    return 0
 
 
 if __name__ == "__main__":
