@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import math
 import os
@@ -314,7 +315,7 @@ def test_a_round_lasts_as_long_as_it_should(monkeypatch: pytest.MonkeyPatch) -> 
     """Collecting garbage before it takes nothing of it."""
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
-    monkeypatch.setattr(loop.gc, "collect", lambda: clock.sleep(0.05))
+    monkeypatch.setattr(gc, "collect", lambda: clock.sleep(0.05))
     work = Work(Prepared([(1, 1)], lambda _index, _seen: clock.sleep(0.001), list))
     found = work.closed(0.02, least=1, concurrency=1)
     assert found["seconds"] >= 0.02
@@ -335,7 +336,7 @@ def test_streams_side_by_side_are_counted_together() -> None:
     assert summary._seconds_of_work(block, both) == (0.5, 0.25)
 
 
-def compared(outputs: Mapping[tuple[str, str], Any], programs: tuple[str, str] = ("pinnace", "pinnace")) -> Any:
+def compared(outputs: Mapping[tuple[str, int], Any], programs: tuple[str, str] = ("pinnace", "pinnace")) -> Any:
     """Agreement and checks of ``a`` and ``b`` at lengths of 4 and 8."""
     points = [PointPlan("single-stream", 1, length, None, None, 1, {"kind": "ids"}) for length in (4, 8)]
     bundle = SimpleNamespace()
@@ -343,7 +344,7 @@ def compared(outputs: Mapping[tuple[str, str], Any], programs: tuple[str, str] =
         SimpleNamespace(name=name, program=program, bundle=bundle, precision="fp32")
         for name, program in zip("ab", programs, strict=True)
     ]
-    found = Raw(outputs={(name, points[place].key): value for (name, place), value in outputs.items()})  # type: ignore
+    found = Raw(outputs={(name, points[place].key): value for (name, place), value in outputs.items()})
     return summary._accuracies(SimpleNamespace(candidates=candidates, points=points), found)  # type: ignore[arg-type]
 
 

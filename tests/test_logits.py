@@ -215,7 +215,7 @@ def test_new_tokens_come_before_the_length_in_all() -> None:
 
 
 def test_the_end_is_forced_where_the_model_takes_no_more() -> None:
-    config = GenerationConfig(forced_eos_token_id=2)
+    config = GenerationConfig(forced_eos_token_id=(2,))
     row = [np.ones(9, np.int64)]
     assert processors(config, [5], V, [10])(row, scores(0)[:1]).argmax() == 2
     assert np.isfinite(processors(config, [5], V)(row, scores(0)[:1])).all()

@@ -282,8 +282,8 @@ def test_rows_that_an_interrupted_call_had_taken_along_run_elsewhere() -> None:
         mate = _Call([5], [5], [[0]], PLAN, False)
         shared._calls.append(mate)
         own = shared.batches([3], [3], [[0]], lambda rows: {"twice": 2 * np.asarray(rows)}, PLAN, options)
-        more = interrupted_at(line, lambda own=own: next(own))
-        own.close()
+        more = interrupted_at(line, partial(next, own))
+        del own  # which ends it
         assert shared.running == 0 and shared._free
         if not mate.done:
             assert (sorted(place for job in mate.jobs for place in job), mate.away) == ([0], set()), line
@@ -296,7 +296,7 @@ def test_rows_that_an_interrupted_call_had_taken_along_run_elsewhere() -> None:
 def test_a_pipeline_is_freed_without_the_collector(bundle_of: Callable[[str], Path]) -> None:
     pipe = pipeline("token-classification", bundle_of("bert-glossary-ner"), threads=1)
     pipe("a galley")
-    there = [weakref.ref(pipe), weakref.ref(pipe.session)]
+    there: list[weakref.ref[Any]] = [weakref.ref(pipe), weakref.ref(pipe.session)]
     gc.collect()
     gc.disable()
     try:

@@ -171,7 +171,7 @@ def test_messages_in_messages_out(pipe: TextGenerationPipeline) -> None:
     begun = [*TALK, {"role": "assistant", "content": "it is"}]
     longer = pipe(begun, max_new_tokens=8)[0]["generated_text"]
     assert len(longer) == 2 and longer[1]["content"].startswith("it is") and len(longer[1]["content"]) > 5
-    parts = [*TALK, {"role": "assistant", "content": [{"type": "text", "text": "it is"}]}]
+    parts: list[Any] = [*TALK, {"role": "assistant", "content": [{"type": "text", "text": "it is"}]}]
     content = "{% for m in messages %}{{ m['role'] }}: {{ m['content'][0]['text'] or m['content'] }}\n{% endfor %}"
     added = pipe(parts, max_new_tokens=8, chat_template=content)[0]["generated_text"]
     assert added[1]["content"] == [{"type": "text", "text": longer[1]["content"]}]
