@@ -52,10 +52,11 @@ def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
         path = source / name
         if not path.is_file():
             continue
-        content = _content(path)
         if name in _FILTERED:
             kept = {key: value for key, value in _object(path).items() if key not in _LEFT_OUT}
             content = _json_text(kept).encode()
+        else:
+            content = _content(path)
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
         copied.append(name)

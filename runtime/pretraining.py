@@ -40,7 +40,7 @@ class PretrainingPipeline(Pipeline[PretrainingOptions]):
 
     def answer(self, items: list[Pair], options: PretrainingOptions) -> list[Any]:
         """Return the logits of each text or pair."""
-        rows = self.encode_pairs(items)
+        rows = self.encode_pairs(items, between=options.seconds_left)
         results: list[Any] = [None] * len(items)
         for places, outputs in self.batches(rows, options):
             for row, i in enumerate(places):

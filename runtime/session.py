@@ -5,13 +5,11 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import dataclasses
-import os
 import threading
 import time
-import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 from pinnace.errors import NumericalError, UsageError, unknown_word
 from pinnace.runtime import cores, shared_threads, threads
@@ -19,6 +17,7 @@ from pinnace.runtime.bundle import Bundle
 from pinnace.runtime.cancellation import Cancellation
 from pinnace.runtime.finite import check_finite
 from pinnace.runtime.footprint import Footprint, check_memory_limit
+from pinnace.runtime.forks import renew_in_children
 from pinnace.runtime.inputs import Array, check_inputs, example_inputs
 from pinnace.runtime.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
 from pinnace.runtime.needs import check_needs
@@ -205,7 +204,14 @@ class Session:
         self._memory: int | None = None
         self._footprint = Footprint(0, 0, 0)
         self._dtypes: dict[str, str] = {}
-        _SESSIONS.add(self)
+        renew_in_children(self)
+
+    def renew(self) -> None:
+        """Forget ONNX Runtime's session, as in a forked child, whose next run opens another."""
+        # Freeing the parent's session in a child, even at its exit, would wait for threads that are not there.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._native))
+        self._native = None
+        self._lock = threading.Lock()
 
     def _open(self) -> Any:
         """Return ONNX Runtime's session, opened now if it is not open in this process."""
@@ -282,18 +288,3 @@ def load(
         Bundle.open(path, verify=verify), precision, device=device, threads=threads, spin=spin,
         memory_limit=memory_limit,
     )  # fmt: skip
-
-
-_SESSIONS: Final[weakref.WeakSet[Session]] = weakref.WeakSet()
-
-
-def _after_fork() -> None:
-    for session in list(_SESSIONS):
-        # Freeing the parent's session in a child, even at its exit, would wait for threads that are not there.
-        ctypes.pythonapi.Py_IncRef(ctypes.py_object(session._native))
-        session._native = None
-        session._lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

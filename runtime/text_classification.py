@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -58,10 +58,10 @@ class ClassifierPipeline(Pipeline[Options]):
 
     bundle_tasks = CLASSIFIER_TASKS
 
-    def logits(self, pairs: Sequence[Pair], options: Options, **arguments: Any) -> Array:
+    def logits(self, pairs: Iterable[Pair], options: Options, **arguments: Any) -> Array:
         """Return the logits of texts or pairs, float32 ``[pairs, labels]``; ``arguments`` are the tokenizer's."""
-        encodings = self.encode_pairs(pairs, **arguments)
-        logits = np.empty((len(pairs), len(self.manifest.labels)), np.float32)
+        encodings = self.encode_pairs(pairs, between=options.seconds_left, **arguments)
+        logits = np.empty((len(encodings), len(self.manifest.labels)), np.float32)
         for batch, outputs in self.batches(encodings, options):
             logits[batch] = outputs["logits"]
         return logits

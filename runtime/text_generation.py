@@ -73,8 +73,10 @@ class TextGenerationOptions(CallOptions):
         if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
             raise UsageError(f"chat_template_kwargs is {kwargs!r}; expected a mapping of names to values")
         if own := sorted(_RENDERED & set(kwargs)):
-            got = f"has {own[0]!r}, which is said elsewhere"
-            raise UsageError(f"chat_template_kwargs {got}; expected a mapping of the template's further variables")
+            raise UsageError(
+                f"chat_template_kwargs has {own[0]!r}, which is said elsewhere; expected a mapping of the template's "
+                "further variables"
+            )
 
 
 class TextGenerationPipeline(Pipeline[TextGenerationOptions]):

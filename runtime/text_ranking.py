@@ -76,7 +76,7 @@ class TextRankingPipeline(ClassifierPipeline[RankingOptions]):
     def answer(self, items: list[Any], options: RankingOptions) -> list[Any]:
         """Rank the documents of each query; the pairs of all queries share batches."""
         pairs = [(query, text) for query, texts in items for text in texts]
-        scores = self._relevance(self.logits(pairs, options, between=options.seconds_left), options)
+        scores = self._relevance(self.logits(pairs, options), options)
         results, start = [], 0
         for _, texts in items:
             own = scores[start : start + len(texts)]

@@ -106,11 +106,7 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
             if len(row) > most:
                 raise InputError(f"the label {label[:40]!r} with its template is longer than {most} tokens; shorten it")
         pairs = ((text, template.format(label)) for text in items for label in labels)
-        rows = self.encode_pairs(pairs, between=options.seconds_left, truncation="only_first")
-        logits = np.empty((len(rows), len(self.manifest.labels)), np.float32)
-        for places, outputs in self.batches(rows, options):
-            logits[places] = outputs["logits"]
-        return logits.reshape(len(items), len(labels), -1)
+        return self.logits(pairs, options, truncation="only_first").reshape(len(items), len(labels), -1)
 
     def _entailment(self) -> int:
         labels = self.manifest.labels

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import pytest
 
@@ -14,25 +14,22 @@ from tests.conftest import OpenPipeline
 LONG = "a plant has leaves " * 40
 MANY = ["red " * (1 + i % 7) for i in range(30)]
 PADDED = "{}" + " " * 500
+Case: TypeAlias = tuple[str, str, Any, dict[str, Any]]
 # Task, checkpoint, and an input that holds one long text and many short ones.
-MULTIPLIED: list[tuple[str, str, Any, dict[str, Any]]] = [
+MULTIPLIED: list[Case] = [
     ("text-ranking", "tiny-rerank", {"query": LONG, "documents": MANY}, {}),
     ("multiple-choice", "tiny-choice", {"prompt": LONG, "choices": MANY}, {}),
     ("zero-shot-classification", "tiny-nli", LONG, {"candidate_labels": MANY}),
     ("zero-shot-classification", "tiny-nli", "red", {"candidate_labels": MANY, "hypothesis_template": PADDED}),
 ]  # fmt: skip
-every_task = pytest.mark.parametrize(("task", "name", "item", "options"), MULTIPLIED)
+every_task = pytest.mark.parametrize("case", MULTIPLIED)
 
 
 @every_task
 def test_pairs_are_tokenized_in_slices(
-    open_pipeline: OpenPipeline,
-    monkeypatch: pytest.MonkeyPatch,
-    task: str,
-    name: str,
-    item: Any,
-    options: dict[str, Any],
+    open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch, case: Case
 ) -> None:
+    task, name, item, options = case
     pipe = open_pipeline(task, name)
     want, encode = pipe(item, **options), pipe.encode
     sizes: list[int] = []
@@ -48,14 +45,8 @@ def test_pairs_are_tokenized_in_slices(
 
 
 @every_task
-def test_a_call_ends_between_slices(
-    open_pipeline: OpenPipeline,
-    monkeypatch: pytest.MonkeyPatch,
-    task: str,
-    name: str,
-    item: Any,
-    options: dict[str, Any],
-) -> None:
+def test_a_call_ends_between_slices(open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch, case: Case) -> None:
+    task, name, item, options = case
     pipe, switch = open_pipeline(task, name), Cancellation()
     encode = pipe.encode
     calls: list[Any] = []
