@@ -89,7 +89,7 @@ def main() -> int:
 
 def measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Answer in turn, then compare the answers, then print."""
-    from pinnace.bench.flops import count_cost  # which a peer's environment need not be able to import
+    from pinnace.bench.profile.flops import count_cost  # which a peer's environment need not be able to import
 
     measured: dict[str, Any] = {}
     figures, numbers = [], {}

@@ -141,8 +141,8 @@ def make_checkpoint(folder: str, stored: str, changes: str) -> None:
 
     from pinnace.export.weights import CHUNK
     from pinnace.models.apertus import ApertusForCausalLM
-    from pinnace.models.apertus_config import ApertusConfig
-    from pinnace.models.checkpoint_names import APERTUS_NAMES
+    from pinnace.models.checkpoints.names import APERTUS_NAMES
+    from pinnace.models.configs.apertus import ApertusConfig
     from pinnace.safetensors_writer import write_safetensors
 
     target = Path(folder)

@@ -94,7 +94,7 @@ class Pinnace:
 
     def __init__(self, model: Path, threads: int, precision: str = "fp32", device: str = "cpu") -> None:
         import pinnace
-        from pinnace.runtime.generation import Generator
+        from pinnace.runtime.generation.generator import Generator
 
         self.session = pinnace.load(model, precision=precision, device=device, threads=threads)
         self.generator = Generator(self.session)
@@ -121,7 +121,7 @@ class Pinnace:
         """Give the logits behind a prompt."""
         import numpy as np
 
-        from pinnace.runtime.cancellation import RunLimit
+        from pinnace.runtime.engine.cancellation import RunLimit
 
         with RunLimit(None, None, None) as limit:
             _, found = self.generator.decoder.prompt([np.array(prompt_ids(prompt, self.vocabulary))], limit)
@@ -129,9 +129,9 @@ class Pinnace:
 
     def attention(self, prompt: int, steps: int) -> dict[str, float]:
         """Give the seconds that a step takes in a graph whose nodes are timed, and those of its attention: medians."""
-        from pinnace.bench.profile_events import read_runs
-        from pinnace.bench.profile_work import ProfiledSession
-        from pinnace.runtime.generation import Generator
+        from pinnace.bench.profile.events import read_runs
+        from pinnace.bench.profile.work import ProfiledSession
+        from pinnace.runtime.generation.generator import Generator
 
         given = self.session
         with tempfile.TemporaryDirectory() as folder:

@@ -134,8 +134,8 @@ def make_checkpoint(folder: str, changes: str) -> None:
     import torch
 
     from pinnace.export.weights import random_weights
-    from pinnace.models.bert_config import BertConfig
     from pinnace.models.bert_heads import BertForQuestionAnswering
+    from pinnace.models.configs.bert import BertConfig
 
     target = Path(folder)
     target.mkdir(parents=True)
@@ -173,7 +173,7 @@ def compare(source: str, *graphs: str) -> None:
     import torch
     from transformers import AutoModelForQuestionAnswering
 
-    from pinnace.runtime.ort import onnxruntime
+    from pinnace.runtime.engine.ort import onnxruntime
 
     generator = np.random.default_rng(0)
     mask = np.ones((2, 24), np.int64)

@@ -97,7 +97,7 @@ def agreement(bundle: Path, target: str, device: str, precisions: Sequence[str])
     Every position of 300 unseen entries counts, its real beginning given; like beginnings count once.
     """
     import pinnace
-    from pinnace.runtime.tokenizer import load_tokenizer
+    from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 
     words: list[str | Path] = ["pinnace", "export", TRAINED, "--task", "generate", "-q", "--all-logits"]
     words += ["--target", target, "--precision", "fp16", "-o", bundle]

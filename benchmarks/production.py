@@ -99,9 +99,9 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
 
 def container(model: Path, quick: bool, threads: int) -> dict[str, Any]:
     """Open a session where 16 CPUs are visible and two are granted, and count the threads that start."""
-    import pinnace.runtime.threads as granted
-    from pinnace.runtime import large_pages
-    from pinnace.runtime.session import load
+    import pinnace.runtime.machine.threads as granted
+    from pinnace.runtime.engine.session import load
+    from pinnace.runtime.machine import large_pages
 
     os.environ[large_pages.VARIABLE] = "0"  # its thread lives for a moment only, and would be counted
     counts, right = {}, True
@@ -143,7 +143,7 @@ def memory(model: Path, quick: bool, threads: int) -> dict[str, Any]:
     """Resident memory over batches of random rows and lengths, each of at most 640 tokens."""
     import numpy as np
 
-    from pinnace.runtime.session import load
+    from pinnace.runtime.engine.session import load
 
     session, random = load(model, threads=threads), np.random.default_rng(0)
     runs, warm = (300, 100) if quick else (10_000, 1000)

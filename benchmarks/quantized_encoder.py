@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Embed in turn, then compare the vectors with fp32's."""
     import numpy as np
 
-    from pinnace.quantize.metrics import cosines, neighbour_overlap
+    from pinnace.quantize.judging.metrics import cosines, neighbour_overlap
 
     checkpoint = arguments.minilm or minilm_folder()
     bundle = export_minilm(checkpoint, folder / "bundle")

@@ -173,9 +173,9 @@ class Writer:
 
     def __init__(self, model: Path, threads: int) -> None:
         import pinnace
-        from pinnace.runtime import decoder
-        from pinnace.runtime.generation import Generator
-        from pinnace.runtime.tokenizer import load_tokenizer
+        from pinnace.runtime.generation import decoder
+        from pinnace.runtime.generation.generator import Generator
+        from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 
         self.generator = Generator(pinnace.load(model, threads=threads))
         self.tokenizer: Any = load_tokenizer(model) if (model / "tokenizer.json").exists() else None

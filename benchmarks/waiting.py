@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.common import Figure, Server, export_minilm, finish, interleave, minilm_folder, parser, ratio, summary
-from pinnace.runtime import native
+from pinnace.runtime.engine import native
 
 LENGTHS: Final = (16, 128)
 PLACES: Final = {"alone": 1, "beside": 2}  # processes at once
@@ -93,7 +93,7 @@ def serve(bundle: Path, wait: int | None, threads: int) -> None:
     """Answer requests: run one row again and again for so many seconds."""
     import numpy as np
 
-    from pinnace.runtime.session import load
+    from pinnace.runtime.engine.session import load
 
     if wait is not None:
         native.WAIT_US = wait

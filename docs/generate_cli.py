@@ -5,8 +5,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from pinnace.cli_commands import COMMANDS
-from pinnace.cli_flags import COMMON, Command, Flag
+from pinnace.cli.commands import COMMANDS
+from pinnace.cli.flags import COMMON, Command, Flag
 
 PAGE = Path(__file__).parent / "cli.md"
 CODES = {
@@ -26,7 +26,7 @@ def page() -> str:
     lines = [
         "# Command line",
         "",
-        "<!-- written by docs/generate_cli.py; change pinnace/cli_commands.py instead -->",
+        "<!-- written by docs/generate_cli.py; change pinnace/cli/commands.py instead -->",
         "",
         "Results go to standard output; logs, progress and errors to standard error. `NO_COLOR` and `CI` are honoured.",
         "Every flag has an environment variable, and a flag given on the command line wins over it; a switch is set",

@@ -9,13 +9,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
 BEGIN, END = "<!-- map: written by docs/generate_map.py -->", "<!-- end of map -->"
+# In the order in which a reader should meet them; a folder inside comes after the one that holds it.
 FOLDERS = {
-    "pinnace": "what both halves share: facts, errors, the command line",
+    "pinnace": "what both halves share: facts, errors, files",
     "models": "the reference models in PyTorch, their configurations and checkpoints",
     "export": "from a checkpoint to a verified bundle",
     "quantize": "smaller precisions",
     "runtime": "serving without PyTorch",
-    "runtime/server": "the HTTP service",
     "tests": "the tests, their data and golden results",
     "benchmarks": "one file for each question about speed or size",
     "docs": "references that are written by programs, and guides",
@@ -50,16 +50,27 @@ def title(page: Path) -> str:
     return page.read_text("utf-8").partition("\n")[0].lstrip("# ").rstrip(".") + "."
 
 
+def with_packages_inside() -> dict[str, str]:
+    """All folders that the map shows, with their meaning: a package inside one says its own."""
+    found = {}
+    for folder, meaning in FOLDERS.items():
+        found[folder] = meaning
+        for path in sorted((ROOT / folder).glob("*/__init__.py")):
+            if not path.parent.is_symlink():
+                found[f"{folder}/{path.parent.name}"] = first_sentence(path)
+    return found
+
+
 def files_of(folder: str) -> list[Path]:
-    """Files of a folder that the map names: Python files, but for empty ones that only mark a package."""
-    return sorted(path for path in (ROOT / folder).glob("*.py") if path.stat().st_size)
+    """Files of a folder that the map names: Python files, but for those that only mark a package."""
+    return sorted(path for path in (ROOT / folder).glob("*.py") if len(ast.parse(path.read_text("utf-8")).body) > 1)
 
 
 def file_map() -> str:
     """The map as Markdown: a folded list for each folder."""
     pages = {path.relative_to(ROOT).as_posix(): title(path) for path in sorted((ROOT / "docs").glob("*.md"))}
     lines = ["", *(f"- `{name}`: {text}" for name, text in {**pages, **OTHERS}.items()), ""]
-    for folder, meaning in FOLDERS.items():
+    for folder, meaning in with_packages_inside().items():
         if found := files_of(folder):
             lines += [f"<details><summary><code>{folder}/</code> {meaning}</summary>", ""]
             lines += [f"- `{path.name}`: {first_sentence(path)}" for path in found]

@@ -12,7 +12,7 @@ from torch import nn
 
 from pinnace.compare import Gate, difference
 from pinnace.export.cases import Case
-from pinnace.runtime.ort import plain_session, run_plain
+from pinnace.runtime.engine.ort import plain_session, run_plain
 
 if TYPE_CHECKING:
     from pinnace.export.interface import Interface

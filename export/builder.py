@@ -30,8 +30,8 @@ from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, ha
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, read_number, unbound
-from pinnace.models.checkpoint import Resolution
-from pinnace.models.hub import HubOptions
+from pinnace.models.checkpoints.checkpoint import Resolution
+from pinnace.models.checkpoints.hub import HubOptions
 from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16
@@ -142,7 +142,7 @@ def export(
     options = Options(dict(static or {}), hidden_states, attentions, all_logits)
     check_options(origin.task, options)
     folder = output_folder(model, origin.task.name, output)
-    check_request(precision, origin.task.name, data, allow_degraded)
+    check_request(precision, origin.task, options, data, allow_degraded)
 
     def build_in(place: Path) -> Exported:
         build = _Build(origin, options, target, opset, layout, place, say)

@@ -15,7 +15,7 @@ import pinnace
 from pinnace.compare import GATES, Difference
 from pinnace.export.cases import Case
 from pinnace.export.validate import Outputs, Validation
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.engine.ort import onnxruntime
 from pinnace.spec import GOLDEN_NAME, NOT_VALIDATED
 
 

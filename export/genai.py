@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError
-from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.spec import PAST, PRESENT, Manifest
 
 GENAI_NAME: Final = "genai_config.json"

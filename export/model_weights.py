@@ -11,7 +11,7 @@ import torch
 
 from pinnace.export.source import Origin
 from pinnace.export.weights import random_weights
-from pinnace.models.checkpoint import Checkpoint, Resolution
+from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
 from pinnace.models.registry import head_class
 
 

@@ -6,33 +6,42 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import UsageError
+from pinnace.export.interface import CAPACITY, Options
+from pinnace.export.tasks import Task
 from pinnace.quantize.builder import quantize_into
-from pinnace.quantize.examples import read_examples
+from pinnace.quantize.examples.source import read_examples
 from pinnace.quantize.request import Settings, usual_scheme
 from pinnace.quantize.workshop import Progress
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.verify import read_certificate
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.certificate import read_certificate
 from pinnace.spec import Manifest
 
 # Precisions that are made from an fp32 bundle and data, not from the traced graph.
 QUANTIZED: Final = ("int8", "int4")
 
 
-def check_request(precision: str, task: str, data: str | Path | None, allow_degraded: bool) -> None:
+def check_request(precision: str, task: Task, options: Options, data: str | Path | None, allow_degraded: bool) -> None:
     """Find what is wrong with a request before the long work begins.
 
     Args:
         precision: what the export is asked for.
-        task: full name of the task.
+        task: the row of the task table.
+        options: choices that shape the graph.
         data: file of examples, or None.
         allow_degraded: whether a variant that misses its gate may be written.
 
     Raises:
-        UsageError: options of quantization for a precision without it. InputError: examples that cannot be read.
+        UsageError: options of quantization for a precision without it, or shapes on which nothing could be judged.
+        InputError: examples that cannot be read.
     """
     if precision in QUANTIZED:
+        if task.causal and (fixed := sorted(options.static.keys() - {CAPACITY})):
+            raise UsageError(
+                f"--static fixes {fixed[0]}, and --precision {precision} judges a decoder on prompts of any length; "
+                f"leave --static out, or fix {CAPACITY} alone"
+            )
         if data is not None:
-            read_examples(Path(data), task)
+            read_examples(Path(data), task.name)
     elif data is not None or allow_degraded:
         given = "--data" if data is not None else "--allow-degraded"
         raise UsageError(f"{given} is for --precision {' or '.join(QUANTIZED)}, got --precision {precision}")

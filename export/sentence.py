@@ -10,7 +10,7 @@ import numpy as np
 
 from pinnace.export.cases import Case
 from pinnace.export.interface import Interface
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import Limits
 
 TEXT: Final = "A pinnace is a small boat that carries people and goods between a ship and the shore."

@@ -10,8 +10,8 @@ from typing import Any
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.export.tasks import Task, find_task, task_of_head
 from pinnace.export.tokenizer_files import read_pooling
-from pinnace.models.config import PreTrainedConfig
-from pinnace.models.hub import HubOptions, locate_checkpoint
+from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint
+from pinnace.models.configs.config import PreTrainedConfig
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
 from pinnace.spec import Pooling, Source, canonical_task
 

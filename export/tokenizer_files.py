@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import CheckpointError
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024

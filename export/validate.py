@@ -18,7 +18,7 @@ from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, first_tokens, real_part
 from pinnace.export.interface import Interface
-from pinnace.runtime.ort import plain_session, run_plain
+from pinnace.runtime.engine.ort import plain_session, run_plain
 from pinnace.spec import PAST, PRESENT, TensorSpec
 
 Array = npt.NDArray[Any]

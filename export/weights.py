@@ -14,7 +14,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pinnace.errors import CheckpointError
-from pinnace.models.checkpoint import TensorLocation
+from pinnace.models.checkpoints.checkpoint import TensorLocation
 from pinnace.publishing import copy_file
 from pinnace.quantize.fp16 import halved
 from pinnace.safetensors_header import read_header

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.models import ops
-from pinnace.models.apertus_config import ApertusConfig
 from pinnace.models.cache import KeyValueCache
-from pinnace.models.checkpoint_names import APERTUS_NAMES
+from pinnace.models.checkpoints.names import APERTUS_NAMES
+from pinnace.models.configs.apertus import ApertusConfig
 from pinnace.models.forward_inputs import (
     OutputOptions,
     PastKeyValues,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Literal, overload
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
-from pinnace.models.config import PreTrainedConfig
+from pinnace.models.configs.config import PreTrainedConfig
 from pinnace.models.registry import ARCHS, MODEL_TYPES
 
 # model_type -> configuration class that a user registered; those of Pinnace's own architectures stand in ARCHS.

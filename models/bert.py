@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from pinnace.errors import ConfigError, InputError
 from pinnace.models import ops
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_layers import BertEmbeddings, BertLayer, PassState
 from pinnace.models.cache import KeyValueCache
-from pinnace.models.checkpoint_names import BERT_NAMES
+from pinnace.models.checkpoints.names import BERT_NAMES
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.forward_inputs import (
     PastKeyValues,
     as_cache,

@@ -16,13 +16,13 @@ from torch.nn import functional as F
 from pinnace.errors import ConfigError
 from pinnace.models import ops
 from pinnace.models.bert import BertModel, BertPreTrainedModel
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_pretraining_heads import (
     BertForMaskedLM,
     BertForNextSentencePrediction,
     BertForPreTraining,
     BertLMHeadModel,
 )
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.forward_inputs import OutputOptions, one_of
 from pinnace.models.losses import class_loss, classification_loss, problem_type_of, span_loss
 from pinnace.models.outputs import HeadOutput, QuestionAnsweringOutput

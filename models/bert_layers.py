@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pinnace.models import ops
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.semantic import is_tracing
 
 

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from pinnace.models import ops
 from pinnace.models.bert import BertModel, BertPreTrainedModel
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.checkpoint_names import BERT_NAMES
+from pinnace.models.checkpoints.names import BERT_NAMES
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.forward_inputs import OutputOptions, PastKeyValues, keep_positions
 from pinnace.models.losses import causal_loss, class_loss
 from pinnace.models.outputs import CausalLMOutput, HeadOutput, PreTrainingOutput

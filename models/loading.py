@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.errors import UsageError, unknown_word
-from pinnace.models.checkpoint import Checkpoint, Resolution
-from pinnace.models.hub import HubOptions, locate_checkpoint
+from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
+from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint
+from pinnace.models.checkpoints.tensor_files import TORCH_TYPES, read_tensor
 from pinnace.models.modeling import PreTrainedModel
-from pinnace.models.tensor_files import TORCH_TYPES, read_tensor
 
 M = TypeVar("M", bound=PreTrainedModel)
 

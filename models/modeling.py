@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.errors import UsageError
-from pinnace.models.checkpoint_names import NameRules
-from pinnace.models.hub import HubOptions
+from pinnace.models.checkpoints.hub import HubOptions
+from pinnace.models.checkpoints.names import NameRules
 from pinnace.models.outputs import ModelOutput
 
 if TYPE_CHECKING:

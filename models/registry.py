@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
-from pinnace.models.checkpoint_names import APERTUS_NAMES, BERT_NAMES, NameRules
+from pinnace.models.checkpoints.names import APERTUS_NAMES, BERT_NAMES, NameRules
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Arch:
 
     def config_class(self) -> type[Any]:
         """Import the configuration class; needs no PyTorch."""
-        return _imported(self.config)
+        return imported(self.config)
 
 
 _HEADS: Final = "pinnace.models.bert_heads"
@@ -64,7 +64,7 @@ _BASE: Final = "google-bert/bert-base-uncased"
 _ROWS: Final = (
     Arch(
         name="bert",
-        config="pinnace.models.bert_config:BertConfig",
+        config="pinnace.models.configs.bert:BertConfig",
         heads=types.MappingProxyType(
             {
                 "BertModel": "pinnace.models.bert:BertModel",
@@ -97,7 +97,7 @@ _ROWS: Final = (
     ),
     Arch(
         name="apertus",
-        config="pinnace.models.apertus_config:ApertusConfig",
+        config="pinnace.models.configs.apertus:ApertusConfig",
         heads=types.MappingProxyType(
             {
                 "ApertusModel": f"{_APERTUS}:ApertusModel",
@@ -120,6 +120,15 @@ ARCHS: Final[Mapping[str, Arch]] = types.MappingProxyType({row.name: row for row
 # model_type -> architecture
 MODEL_TYPES: Final[Mapping[str, Arch]] = types.MappingProxyType(
     {word: row for row in _ROWS for word in (row.name, *row.other_types)}
+)
+
+# Public name -> ``module:class``: all heads and configurations, which `pinnace.models` gives by name.
+HOMES: Final[Mapping[str, str]] = types.MappingProxyType(
+    {
+        "AutoConfig": "pinnace.models.auto_config:AutoConfig",
+        **{row.config.partition(":")[2]: row.config for row in _ROWS},
+        **{name: home for row in _ROWS for name, home in row.heads.items()},
+    }
 )
 
 
@@ -159,7 +168,7 @@ def head_class(arch: Arch, name: str) -> type[Any]:
     """
     if name not in arch.heads:
         raise unknown_word(f"head of {arch.name}", name, arch.heads)
-    return _imported(arch.heads[name])
+    return imported(arch.heads[name])
 
 
 def catalog_entry(arch: Arch, task: str) -> CatalogEntry:
@@ -180,7 +189,8 @@ def supported() -> Iterator[tuple[Arch, str]]:
             yield arch, head
 
 
-def _imported(path: str) -> type[Any]:
+def imported(path: str) -> type[Any]:
+    """Import a class by ``module:class``."""
     module, _, name = path.partition(":")
     found: type[Any] = getattr(importlib.import_module(module), name)
     return found

@@ -11,9 +11,9 @@ from typing import Final
 from torch import Tensor
 
 from pinnace.errors import MachineError, UsageError
-from pinnace.models.checkpoint import INDEX_NAME, SINGLE_NAME
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
+from pinnace.models.checkpoints.tensor_files import write_json, write_tensors
 from pinnace.models.modeling import PreTrainedModel
-from pinnace.models.tensor_files import write_json, write_tensors
 
 _UNITS: Final[Mapping[str, int]] = {
     "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.models import ops
-from pinnace.models.checkpoint_names import XIELU_START
+from pinnace.models.checkpoints.names import XIELU_START
 
 
 class XIELU(nn.Module):

@@ -15,18 +15,21 @@ if TYPE_CHECKING:
     from pinnace.errors import PinnaceError
     from pinnace.export import ExportModule
     from pinnace.quantize import QuantizeModule
-    from pinnace.runtime.bundle import Bundle
-    from pinnace.runtime.pipeline_base import Pipeline
-    from pinnace.runtime.pipelines import pipeline
-    from pinnace.runtime.session import Session, load
-    from pinnace.runtime.verify import verify_bundle as verify
+    from pinnace.runtime.bundles.bundle import Bundle
+    from pinnace.runtime.checks.verify import verify_bundle as verify
+    from pinnace.runtime.engine.cancellation import Cancellation
+    from pinnace.runtime.engine.session import Session, load
+    from pinnace.runtime.engine.shared_threads import share_threads
+    from pinnace.runtime.pipelines.base import Pipeline
+    from pinnace.runtime.pipelines.table import pipeline
 
     export: ExportModule
     quantize: QuantizeModule
 
 __version__ = "0.1.0"
 __all__ = [
-    "export", "load", "pipeline", "verify", "Bundle", "Pipeline", "PinnaceError", "Session",
+    "export", "load", "pipeline", "share_threads", "verify",
+    "Bundle", "Cancellation", "Pipeline", "PinnaceError", "Session",
     "errors", "models", "quantize", "runtime",
 ]  # fmt: skip
 
@@ -34,13 +37,15 @@ __all__ = [
 _HOMES: Final[Mapping[str, str]] = types.MappingProxyType(
     {
         "export": "pinnace.export",
-        "load": "pinnace.runtime.session:load",
-        "pipeline": "pinnace.runtime.pipelines:pipeline",
-        "verify": "pinnace.runtime.verify:verify_bundle",
-        "Bundle": "pinnace.runtime.bundle:Bundle",
-        "Pipeline": "pinnace.runtime.pipeline_base:Pipeline",
+        "load": "pinnace.runtime.engine.session:load",
+        "pipeline": "pinnace.runtime.pipelines.table:pipeline",
+        "share_threads": "pinnace.runtime.engine.shared_threads:share_threads",
+        "verify": "pinnace.runtime.checks.verify:verify_bundle",
+        "Bundle": "pinnace.runtime.bundles.bundle:Bundle",
+        "Cancellation": "pinnace.runtime.engine.cancellation:Cancellation",
+        "Pipeline": "pinnace.runtime.pipelines.base:Pipeline",
         "PinnaceError": "pinnace.errors:PinnaceError",
-        "Session": "pinnace.runtime.session:Session",
+        "Session": "pinnace.runtime.engine.session:Session",
         "errors": "pinnace.errors",
         "models": "pinnace.models",
         "quantize": "pinnace.quantize",

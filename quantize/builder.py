@@ -14,21 +14,21 @@ import numpy as np
 from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.publishing import copy_file, file_facts, publishing
-from pinnace.quantize.examples import Examples, read_examples, split
-from pinnace.quantize.latency import NEW_TOKENS, UNTIMED, Latency
+from pinnace.quantize.examples.source import Examples, read_examples, split
+from pinnace.quantize.judging.latency import NEW_TOKENS, UNTIMED, Latency
 from pinnace.quantize.report import Entry, Report, candidate_record
 from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes, check_bundle, has_tokenizer
 from pinnace.quantize.resume import Kept, resuming
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.search import Attempt, satisfy
 from pinnace.quantize.workshop import Progress, Workshop
-from pinnace.runtime import speeds
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu, read_cpu
-from pinnace.runtime.feeds import fixed_shape
-from pinnace.runtime.golden import read_golden
-from pinnace.runtime.session import Session
-from pinnace.runtime.verify import read_certificate
+from pinnace.runtime.bundles import speeds
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.certificate import read_certificate
+from pinnace.runtime.checks.golden import read_golden
+from pinnace.runtime.engine.session import Session
+from pinnace.runtime.machine.cpu import Cpu, read_cpu
+from pinnace.runtime.pipelines.feeds import fixed_shape
 from pinnace.spec import CERTIFICATE_NAME, CHOSEN_BY_AUTO, GOLDEN_NAME, MANIFEST_NAME, REFERENCE, golden_name
 
 CALIBRATION_TEXTS: Final = 384  # for a decoder, whose texts may be short; other tasks take what `split` takes

@@ -17,9 +17,9 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pinnace.errors import InputError
-from pinnace.quantize.gptq import Hessian
 from pinnace.quantize.histogram import Histogram
-from pinnace.runtime.ort import plain_session
+from pinnace.quantize.rounding.gptq import Hessian
+from pinnace.runtime.engine.ort import plain_session
 
 Array = npt.NDArray[Any]
 SAMPLE_ROWS: Final = 2048

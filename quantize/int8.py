@@ -13,10 +13,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pinnace.quantize.emit import Emitter
-from pinnace.quantize.gptq import Hessian, compensated_channels
 from pinnace.quantize.projections import FUSED, Group, Projection
 from pinnace.quantize.ranges import TINY, Array, Range, token_shares
-from pinnace.quantize.rounding import channel_codes
+from pinnace.quantize.rounding.gptq import Hessian, compensated_channels
+from pinnace.quantize.rounding.nearest import channel_codes
 from pinnace.quantize.tensors import TensorPlan, read_weight, rows_of
 
 

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import onnx_ir as ir
 
 from pinnace.quantize.fp16 import float_values
-from pinnace.runtime.ort import plain_session
+from pinnace.runtime.engine.ort import plain_session
 
 # A third of fp16's largest number, since fused operators add up to three tensors inside. Other inputs may go higher.
 FP16_LIMIT: Final = 65504 / 3

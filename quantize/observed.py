@@ -8,7 +8,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from pinnace.quantize.calibration import Activations
-from pinnace.quantize.gptq import Hessian
 from pinnace.quantize.int8 import stored_weight
 from pinnace.quantize.projections import Group
 from pinnace.quantize.ranges import (
@@ -21,6 +20,7 @@ from pinnace.quantize.ranges import (
     rounded_tokens,
     rounded_weight,
 )
+from pinnace.quantize.rounding.gptq import Hessian
 from pinnace.quantize.thresholds import fixed_range
 
 LEAST_ROWS: int = 256  # fewer rows say little of a mean

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pinnace.quantize.calibration import Activations
-from pinnace.quantize.rounding import channel_codes
+from pinnace.quantize.rounding.nearest import channel_codes
 
 Array = npt.NDArray[Any]
 STRENGTHS: Final = (0.0, 0.35, 0.5, 0.65, 0.8, 0.9)

@@ -18,7 +18,7 @@ from pinnace.quantize.int8 import quantize_group
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import Group, Table, find_groups, find_tables
 from pinnace.quantize.qdq import quantize_pairs
-from pinnace.quantize.rounders import rounding_for
+from pinnace.quantize.rounding.rounders import rounding_for
 from pinnace.quantize.tables import StoredCodes, gather_tied, quantize_blocks, quantize_rows, split_embedding
 from pinnace.quantize.tensors import TensorPlan
 from pinnace.quantize.thresholds import METHODS, MIN_MAX, NEED_HISTOGRAMS

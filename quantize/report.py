@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from pinnace.compare import Bound, Evaluation
-from pinnace.quantize.latency import Latency
+from pinnace.quantize.judging.latency import Latency
 from pinnace.quantize.recipe import TIED
 from pinnace.quantize.workshop import Candidate
-from pinnace.runtime.cpu import Cpu
+from pinnace.runtime.machine.cpu import Cpu
 from pinnace.units import in_bytes
 
 

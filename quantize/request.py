@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final
 
 from pinnace.errors import UsageError, unknown_word
-from pinnace.quantize.latency import NEW_TOKENS
+from pinnace.quantize.judging.latency import NEW_TOKENS
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.thresholds import METHODS
 from pinnace.spec import Manifest, TensorSpec, is_cached

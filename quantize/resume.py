@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any, Final, TypeVar
 
 from pinnace.errors import CheckFailed, PinnaceError
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu
-from pinnace.runtime.ort import CPU_PACKAGE, GPU_PACKAGE
-from pinnace.runtime.verdicts import cache_folder, write_private
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.verdicts import cache_folder, write_private
+from pinnace.runtime.engine.ort import CPU_PACKAGE, GPU_PACKAGE
+from pinnace.runtime.machine.cpu import Cpu
 from pinnace.spec import MANIFEST_NAME
 
 T = TypeVar("T")
@@ -90,7 +90,7 @@ def resuming(source: Bundle, data: Path | None, settings: Mapping[str, Any], cpu
         "cpu": cpu.to_dict(),
         "packages": {name: importlib.metadata.version(name) for name in _PACKAGES if _installed(name)},
         # Another quantizer finds other results, and its version may be the same while it is worked on.
-        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.glob("*.py"))],
+        "code": [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(Path(__file__).parent.rglob("*.py"))],
     }
     kept = Kept(None if base is None else base / "quantize" / f"{_digest(facts)}.json")
     try:

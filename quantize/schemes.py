@@ -10,9 +10,9 @@ from typing import Final
 import onnx_ir as ir
 
 from pinnace.errors import UsageError
-from pinnace.quantize.packing import shares_bytes
 from pinnace.quantize.projections import find_groups, find_projections, find_tables
 from pinnace.quantize.recipe import BITS, HALF, KEEP, QDQ, TIED, Recipe, selected
+from pinnace.quantize.rounding.packing import shares_bytes
 from pinnace.quantize.thresholds import MIN_MAX
 
 NAMED: Final = 4  # groups that a refusal names

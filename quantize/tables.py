@@ -10,10 +10,10 @@ import numpy as np
 import onnx_ir as ir
 
 from pinnace.quantize.emit import Emitter
-from pinnace.quantize.packing import gather_operands, row_operands
 from pinnace.quantize.projections import FUSED, Table
-from pinnace.quantize.rounders import Rounding
-from pinnace.quantize.rounding import channel_codes
+from pinnace.quantize.rounding.nearest import channel_codes
+from pinnace.quantize.rounding.packing import gather_operands, row_operands
+from pinnace.quantize.rounding.rounders import Rounding
 from pinnace.quantize.tensors import Array, TensorPlan, rows_of
 
 EMBED: Final = "EmbedLayerNormalization"

@@ -11,8 +11,8 @@ import onnx_ir as ir
 
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.recipe import QDQ, Recipe, apply, load_graph
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.machine.cpu import Cpu
 from pinnace.spec import EXACT_INT8_DOT, GRAPH_NAMES, REFERENCE, Variant
 
 

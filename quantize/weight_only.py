@@ -12,9 +12,9 @@ import onnx_ir as ir
 
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.int8 import weight_rows
-from pinnace.quantize.packing import ACCURACY_LEVEL, matmul_operands
 from pinnace.quantize.projections import FUSED, Projection
-from pinnace.quantize.rounders import Rounding
+from pinnace.quantize.rounding.packing import ACCURACY_LEVEL, matmul_operands
+from pinnace.quantize.rounding.rounders import Rounding
 from pinnace.quantize.tensors import Array, TensorPlan
 
 

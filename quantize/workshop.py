@@ -13,21 +13,21 @@ import onnx_ir as ir
 from pinnace.compare import Bound, Evaluation, miss, task_gate
 from pinnace.errors import BundleError
 from pinnace.quantize.calibration import Activations, observe
-from pinnace.quantize.evaluate import Judge, feeds
-from pinnace.quantize.examples import Examples
+from pinnace.quantize.examples.random_inputs import random_feeds
+from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.islands import too_large_for_fp16
-from pinnace.quantize.latency import Latency, measure
+from pinnace.quantize.judging.evaluate import Judge, feeds
+from pinnace.quantize.judging.latency import Latency, measure
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
-from pinnace.quantize.random_inputs import random_feeds
 from pinnace.quantize.recipe import Recipe, load_graph
 from pinnace.quantize.resume import Kept
 from pinnace.quantize.steps import Step
 from pinnace.quantize.variant import Written, write_variant
 from pinnace.records import build
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu
-from pinnace.runtime.ort import plain_session, run_plain
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.ort import plain_session, run_plain
+from pinnace.runtime.machine.cpu import Cpu
 from pinnace.spec import REFERENCE, FileFact, Variant, is_cached
 
 Progress = Callable[[str], None]

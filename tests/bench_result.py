@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from pinnace.bench import report
-from pinnace.bench.plots import LeftOut, Plot
+from pinnace.bench.plots.data import LeftOut, Plot
+from pinnace.bench.report import bench as report
 from pinnace.bench.results import (
     Accuracy,
     Candidate,

@@ -12,7 +12,7 @@ from typing import Any
 import hypothesis
 import pytest
 
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.pipelines.table import pipeline
 
 DATA = Path(__file__).parent / "data"
 GOLDEN = Path(__file__).parent / "golden"

@@ -18,9 +18,9 @@ import tokenizers
 from safetensors.numpy import load_file, save_file
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.session import Session, load
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.engine.session import Session, load
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 
 DATA = Path(__file__).parent / "data"
 CHECKPOINT = DATA / "tiny-generate"

@@ -27,8 +27,8 @@ END: Final = 2
 # Run by a Python that has Pinnace: greedy tokens of a variant for rows of tokens.
 OURS: Final = """
 import json, sys
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.session import load
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.engine.session import load
 given = json.load(sys.stdin)
 generator = Generator(load(given["bundle"], precision=given["precision"], threads=1))
 found = [generator.generate([row], do_sample=False, max_new_tokens=48)[0][0] for row in given["rows"]]

@@ -13,7 +13,7 @@ from pinnace.quantize.calibration import observe
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups, find_tables
 from pinnace.quantize.recipe import KEEP, Recipe, apply, load_graph
-from pinnace.runtime.ort import plain_session
+from pinnace.runtime.engine.ort import plain_session
 
 Feeds = list[dict[str, Any]]
 

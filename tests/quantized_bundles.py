@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 import pinnace
-from pinnace.quantize import latency
+from pinnace.quantize.judging import latency
 from tests.conftest import DATA
 from tests.generation_bundles import MakeBundle
 

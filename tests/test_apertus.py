@@ -14,8 +14,8 @@ from torch import Tensor
 from pinnace.errors import CheckpointError, InputError
 from pinnace.models import ops
 from pinnace.models.apertus import ApertusForCausalLM, ApertusForTokenClassification, ApertusModel
-from pinnace.models.apertus_config import ApertusConfig
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.configs.apertus import ApertusConfig
 from pinnace.models.registry import ARCHS
 from pinnace.models.rotary import angles, frequencies
 from tests.apertus_oracle import ATOL, ROTARY, SMALL, pair, text_inputs

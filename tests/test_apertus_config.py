@@ -10,8 +10,8 @@ import pytest
 import transformers
 
 from pinnace.errors import ConfigError
-from pinnace.models.apertus_config import ApertusConfig
 from pinnace.models.auto_config import AutoConfig
+from pinnace.models.configs.apertus import ApertusConfig
 from tests.apertus_oracle import ROTARY
 
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}

@@ -29,11 +29,11 @@ from pinnace.export.tasks import find_task
 from pinnace.export.tracer import trace
 from pinnace.export.weights import unbound
 from pinnace.models.apertus import ApertusForCausalLM
-from pinnace.models.apertus_config import ApertusConfig
-from pinnace.models.bert_config import BertConfig
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.hygiene import check_graph
-from pinnace.runtime.verify import verify_bundle
+from pinnace.models.configs.apertus import ApertusConfig
+from pinnace.models.configs.bert import BertConfig
+from pinnace.runtime.bundles.hygiene import check_graph
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.generation.generator import Generator
 from pinnace.safetensors_header import read_header
 from tests.apertus_oracle import ROTARY, pair
 from tests.export_oracle import run

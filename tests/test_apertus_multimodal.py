@@ -13,13 +13,13 @@ from safetensors.torch import load_file, save_file
 
 from pinnace.errors import ConfigError, InputError
 from pinnace.export.builder import export
-from pinnace.models.apertus_config import ApertusConfig
 from pinnace.models.auto_config import AutoConfig
-from pinnace.models.checkpoint import INDEX_NAME
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.session import Session
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME
+from pinnace.models.configs.apertus import ApertusConfig
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.session import Session
+from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.generation.generator import Generator
 from tests.apertus_oracle import ROTARY, SMALL, pair
 from tests.export_oracle import run
 from tests.test_apertus_export import empty_past

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pinnace.errors import UsageError
-from pinnace.runtime import threads
-from pinnace.runtime.batching import default_token_budget, pad_rows, plan_batches
+from pinnace.runtime.machine import threads
+from pinnace.runtime.pipelines.batching import default_token_budget, pad_rows, plan_batches
 
 
 @given(st.lists(st.integers(0, 600), max_size=80), st.integers(1, 2000), st.none() | st.integers(1, 9))

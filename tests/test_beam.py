@@ -12,10 +12,10 @@ import transformers
 from numpy.typing import NDArray
 
 from pinnace.errors import NumericalError
-from pinnace.runtime.beam import BeamSearch
-from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.logits import processors
-from pinnace.runtime.sampling import log_softmax
+from pinnace.runtime.generation.beam import BeamSearch
+from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.generation.logits import processors
+from pinnace.runtime.generation.sampling import log_softmax
 from tests.conftest import DATA
 
 torch.set_num_threads(1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pinnace.bench import report
+from pinnace.bench.report import bench as report
 from tests.bench_result import HOSTILE, encoder_result, pixels, renamed
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")

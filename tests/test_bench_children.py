@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from pinnace.bench.children import ChildFailed, Server, run_child
-from pinnace.cli import main
+from pinnace.cli.main import main
 
 BundleOf = Callable[[str], Path]
 WORKER = (sys.executable, "-m", "pinnace.bench.worker", "pinnace")

@@ -12,10 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pinnace.bench import report
-from pinnace.bench.plots import Axis, RowsPlot, Ruler, XYPlot
-from pinnace.bench.plots_png import draw_png
-from pinnace.bench.plots_speed import outline
+from pinnace.bench.plots.data import Axis, RowsPlot, Ruler, XYPlot
+from pinnace.bench.plots.speed import outline
+from pinnace.bench.report import bench as report
+from pinnace.bench.report.png import draw_png
 from pinnace.bench.results import Result
 from pinnace.errors import MissingExtra, UsageError
 from pinnace.units import digits, in_unit

@@ -11,12 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.bench import report, report_profile
 from pinnace.bench.measures import MEASURES
-from pinnace.bench.plots import LeftOut, RowsPlot
-from pinnace.bench.profile_map import ATTENTION, MLP, OTHER
-from pinnace.bench.profile_records import AROUND, BETWEEN_NODES, Cost, Phase, Profile
-from pinnace.bench.report_file import write_whole
+from pinnace.bench.plots.data import LeftOut, RowsPlot
+from pinnace.bench.profile.nodes import ATTENTION, MLP, OTHER
+from pinnace.bench.profile.records import AROUND, BETWEEN_NODES, Cost, Phase, Profile
+from pinnace.bench.report import bench as report
+from pinnace.bench.report import profile as report_profile
+from pinnace.bench.report.files import write_whole
 from pinnace.bench.results import Candidate, Measure, Point, Result, Samples
 from pinnace.errors import MachineError
 from pinnace.units import in_unit

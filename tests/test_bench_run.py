@@ -21,18 +21,18 @@ import pytest
 
 from pinnace.bench import limits, loop, rounds, summary
 from pinnace.bench.children import ChildFailed, Server, run_child
-from pinnace.bench.flops import count_cost
 from pinnace.bench.jobs import random_ids
 from pinnace.bench.loop import Prepared, Work
 from pinnace.bench.machine import Energy, Usage, chosen_cpus
 from pinnace.bench.own import open_own
 from pinnace.bench.plan import PointPlan
+from pinnace.bench.profile.flops import count_cost
 from pinnace.bench.rate_search import PRECISION, RateSearch, most_late, queries_needed
 from pinnace.bench.results import Candidate, Result
 from pinnace.bench.rounds import Raw
-from pinnace.cli import main
+from pinnace.cli.main import main
 from pinnace.errors import UsageError
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.engine.ort import onnxruntime
 from tests.conftest import DATA
 
 BundleOf = Callable[[str], Path]
@@ -382,7 +382,7 @@ def test_an_end_that_the_interpreter_drops_is_asked_for_again(number: str, secon
     """What a signal raises within a weak reference's callback goes no further than that."""
     code = """if True:
         import os, signal, time, weakref
-        from pinnace.cli import _ending_tidily
+        from pinnace.cli.main import _ending_tidily
 
         class Thing: ...
 

@@ -11,11 +11,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.activations import ACT2FN
 
 from pinnace.errors import ConfigError, InputError, UsageError
-from pinnace.models import activation_names
 from pinnace.models.activations import ACTIVATIONS
 from pinnace.models.bert import BertModel
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_heads import BertForMaskedLM, BertForQuestionAnswering
+from pinnace.models.configs import activation_names
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.registry import ARCHS, head_class
 from pinnace.models.semantic import semantic_tracing
 

@@ -11,9 +11,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers.cache_utils import DynamicCache, EncoderDecoderCache
 
 from pinnace.errors import ConfigError, InputError
-from pinnace.models.bert_config import BertConfig
 from pinnace.models.bert_heads import BertLMHeadModel
 from pinnace.models.cache import KeyValueCache
+from pinnace.models.configs.bert import BertConfig
 from pinnace.models.semantic import semantic_tracing
 
 from .bert_oracle import SMALL, assert_same, pair, text_inputs

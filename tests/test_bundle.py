@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from pinnace.errors import BundleError, UsageError
-from pinnace.runtime import integrity, verdicts
-from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.bundles import integrity, verdicts
+from pinnace.runtime.bundles.bundle import Bundle
 from tests.tiny_bundle import hub_tree, make_bundle, write_manifest
 
 FILES = ("README.md", "certificate.json", "config.json", "golden.npz", "model.onnx", "model.safetensors")

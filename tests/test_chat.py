@@ -19,7 +19,7 @@ from transformers.utils.chat_template_utils import render_jinja_template
 
 from pinnace.errors import BundleError, InputError, MissingExtra, UsageError
 from pinnace.export.tokenizer_files import copy_settings
-from pinnace.runtime.chat import ChatTemplate
+from pinnace.runtime.chat.templates import ChatTemplate
 from tests.chat_templates import TEMPLATES
 
 TOKENS = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
@@ -249,7 +249,7 @@ def test_a_killed_process_is_replaced() -> None:
 def test_a_forked_child_and_its_parent_use_processes_of_their_own() -> None:
     code = (
         "import os, sys\n"
-        "from pinnace.runtime.chat import ChatTemplate\n"
+        "from pinnace.runtime.chat.templates import ChatTemplate\n"
         "t = ChatTemplate('{{ messages[0].content }}')\n"
         "t.render([{'role': 'user', 'content': 'x'}])\n"
         "first = t._processes['default']._child.pid\n"
@@ -269,7 +269,7 @@ def test_a_forked_child_and_its_parent_use_processes_of_their_own() -> None:
 def test_a_child_that_is_forked_during_a_rendering_is_not_stuck() -> None:
     code = (
         "import os, threading, time\n"
-        "from pinnace.runtime.chat import ChatTemplate\n"
+        "from pinnace.runtime.chat.templates import ChatTemplate\n"
         "t = ChatTemplate('{{ messages[0].content }}')\n"
         "t.render([{'role': 'user', 'content': 'x'}])\n"
         "process = t._processes['default']\n"
@@ -286,7 +286,7 @@ def test_a_child_that_is_forked_during_a_rendering_is_not_stuck() -> None:
 
 def test_the_process_ends_with_the_program() -> None:
     code = (
-        "from pinnace.runtime.chat import ChatTemplate\n"
+        "from pinnace.runtime.chat.templates import ChatTemplate\n"
         "t = ChatTemplate('{{ messages[0].content }}')\n"
         "print(t.render([{'role': 'user', 'content': 'x'}]))\n"
         "print(t._processes['default']._child.pid)\n"

@@ -17,10 +17,10 @@ from torch import Tensor
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.models.bert import BertModel
 from pinnace.models.bert_heads import BertForMaskedLM, BertForPreTraining, BertForTokenClassification
-from pinnace.models.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, Resolution
-from pinnace.models.checkpoint_names import BERT_NAMES
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, Resolution
+from pinnace.models.checkpoints.names import BERT_NAMES
+from pinnace.models.checkpoints.tensor_files import read_tensor
 from pinnace.models.registry import ARCHS, head_class
-from pinnace.models.tensor_files import read_tensor
 
 from .bert_oracle import HEADS, SMALL, pair, text_inputs
 

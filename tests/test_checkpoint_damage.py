@@ -10,10 +10,10 @@ import torch
 import transformers
 
 from pinnace.errors import CheckpointError, MachineError
-from pinnace.models import tensor_files
 from pinnace.models.bert import BertModel
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.checkpoint import SINGLE_NAME, Checkpoint
+from pinnace.models.checkpoints import tensor_files
+from pinnace.models.checkpoints.checkpoint import SINGLE_NAME, Checkpoint
+from pinnace.models.configs.bert import BertConfig
 
 from .bert_oracle import SMALL
 

@@ -19,10 +19,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from pinnace.errors import CheckpointError, MissingExtra
-from pinnace.models import pickles
 from pinnace.models.bert import BertModel
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from pinnace.models.checkpoints import pickles
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
+from pinnace.models.configs.bert import BertConfig
 
 from .bert_oracle import SMALL
 
@@ -190,7 +190,7 @@ def test_bad_headers_are_refused_in_bounded_time_and_memory(name: str, tmp_path:
     code = """
         import sys, time
         from pinnace.errors import CheckpointError
-        from pinnace.models.checkpoint import Checkpoint
+        from pinnace.models.checkpoints.checkpoint import Checkpoint
         began = time.process_time()
         try:
             Checkpoint.open(sys.argv[1])

@@ -16,14 +16,15 @@ from typing import Any
 
 import pytest
 
-from pinnace import __version__, cli_machine
-from pinnace.cli import main
-from pinnace.cli_commands import CALIBRATIONS, COMMANDS, EXPORT_PRECISIONS, LAYOUTS, QUANTIZED_PRECISIONS, SCHEME_NAMES
-from pinnace.cli_flags import COMMON, Command, Flag, read_arguments
-from pinnace.cli_output import Console
+from pinnace import __version__
+from pinnace.cli import machine as cli_machine
+from pinnace.cli.commands import CALIBRATIONS, COMMANDS, EXPORT_PRECISIONS, LAYOUTS, QUANTIZED_PRECISIONS, SCHEME_NAMES
+from pinnace.cli.flags import COMMON, Command, Flag, read_arguments
+from pinnace.cli.main import main
+from pinnace.cli.output import Console
 from pinnace.errors import NumericalError, UsageError
 from pinnace.json_text import to_json
-from pinnace.runtime import doctor
+from pinnace.runtime.checks import doctor
 from tests.conftest import DATA
 from tests.tiny_bundle import make_bundle
 
@@ -330,5 +331,7 @@ def test_common_flags_are_those_of_the_contract() -> None:
 
 def test_tasks_and_version_import_nothing_heavy() -> None:
     heavy = ("torch", "onnx", "onnxruntime", "numpy", "transformers", "tokenizers", "huggingface_hub")
-    code = f"import sys; from pinnace.cli import main; main(['tasks', '-q']); print({{*{heavy}}} & {{*sys.modules}})"
+    code = (
+        f"import sys; from pinnace.cli.main import main; main(['tasks', '-q']); print({{*{heavy}}} & {{*sys.modules}})"
+    )
     assert process("-c", code, cwd=DATA.parent.parent).stdout.strip().endswith("set()")

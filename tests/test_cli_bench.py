@@ -13,18 +13,18 @@ from typing import Any, NoReturn
 
 import pytest
 
-import pinnace.bench.profile
+import pinnace.bench.profile.run
 import pinnace.bench.run
 import pinnace.quantize
 from pinnace.bench.plan import make_plan
-from pinnace.bench.report_file import write_whole
+from pinnace.bench.report.files import write_whole
 from pinnace.bench.request import Request
 from pinnace.bench.results import Candidate, Measure, Result
 from pinnace.bench.run import against
-from pinnace.cli import main
-from pinnace.cli_bench_flags import as_counts, as_pairs, as_percentile, as_words
-from pinnace.cli_commands import COMMANDS
-from pinnace.cli_flags import read_arguments
+from pinnace.cli.bench_flags import as_counts, as_pairs, as_percentile, as_words
+from pinnace.cli.commands import COMMANDS
+from pinnace.cli.flags import read_arguments
+from pinnace.cli.main import main
 from pinnace.errors import UsageError
 from tests.bench_result import encoder_result
 from tests.tiny_bundle import make_bundle, write_manifest
@@ -144,7 +144,7 @@ def test_what_would_have_no_effect_or_no_place_is_refused_before_the_work(
 def test_reports_of_other_commands_have_a_place_before_the_work(
     monkeypatch: pytest.MonkeyPatch, tiny: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pinnace.bench.profile, "profile_bundle", never)
+    monkeypatch.setattr(pinnace.bench.profile.run, "profile_bundle", never)
     monkeypatch.setattr(pinnace.quantize, "quantize", never)
     assert main(["profile", tiny, "--html", "nodir/p.html"]) == 2
     assert main(["quantize", tiny, "--report", "nodir/r.json"]) == 2

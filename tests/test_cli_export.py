@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.cli import main
+from pinnace.cli.main import main
 from tests.conftest import DATA
 from tests.test_cli import process
 
@@ -123,7 +123,9 @@ def test_wrong_models_and_words(
     ],
 )
 def test_a_missing_extra_has_its_line(blocked: str, model: str, line: str) -> None:
-    code = f"import sys; sys.modules[{blocked!r}] = None; from pinnace.cli import main; sys.exit(main(sys.argv[1:]))"
+    code = (
+        f"import sys; sys.modules[{blocked!r}] = None; from pinnace.cli.main import main; sys.exit(main(sys.argv[1:]))"
+    )
     done = process("-c", code, "export", model, "--task", "qa", cwd=ROOT)
     assert done.returncode == 4 and line in done.stderr and "Traceback" not in done.stderr
 

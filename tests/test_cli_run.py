@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from pinnace.cli import main
-from pinnace.cli_inputs import INPUT_FIELDS, flag_of
-from pinnace.cli_run import read_options
+from pinnace.cli.inputs import INPUT_FIELDS, flag_of
+from pinnace.cli.main import main
+from pinnace.cli.run import read_options
 from pinnace.errors import UsageError
 from pinnace.forms import FORMS
-from pinnace.runtime.pipeline_checks import pieces
-from pinnace.runtime.pipelines import PIPELINES
+from pinnace.runtime.pipelines.pieces import pieces
+from pinnace.runtime.pipelines.table import PIPELINES
 from pinnace.spec import canonical_task
 from tests.conftest import DATA, OpenPipeline, same
 

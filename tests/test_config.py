@@ -15,9 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinnace.errors import ConfigError
-from pinnace.models.activation_names import ACTIVATIONS
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.config import PreTrainedConfig
+from pinnace.models.configs.activation_names import ACTIVATIONS
+from pinnace.models.configs.bert import BertConfig
+from pinnace.models.configs.config import PreTrainedConfig
 
 CASES: list[dict[str, Any]] = [
     {},
@@ -271,7 +271,7 @@ def test_the_activations_are_known_to_transformers() -> None:
 
 def test_configurations_import_no_heavy_library() -> None:
     code = (
-        "import sys, pinnace.models.auto_config, pinnace.models.hub, pinnace.models.hub_upload; "
+        "import sys, pinnace.models.auto_config; from pinnace.models.checkpoints import hub, hub_upload; "
         "print([m for m in ('torch', 'transformers', 'onnx', 'numpy', 'huggingface_hub') if m in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)

@@ -11,7 +11,7 @@ import pytest
 
 from pinnace.errors import CheckpointError, ConfigError, UsageError
 from pinnace.models.auto_config import AutoConfig
-from pinnace.models.bert_config import BertConfig
+from pinnace.models.configs.bert import BertConfig
 from tests.test_config_files import CORE, written
 
 BROKEN = {

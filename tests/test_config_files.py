@@ -12,8 +12,8 @@ import transformers
 
 from pinnace.errors import ConfigError, MachineError, UsageError
 from pinnace.models.auto_config import AutoConfig
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.config import PreTrainedConfig
+from pinnace.models.configs.bert import BertConfig
+from pinnace.models.configs.config import PreTrainedConfig
 
 DATA = Path(__file__).parent / "data"
 FOLDERS = sorted(path.parent for path in DATA.glob("*/config.json") if '"bert"' in path.read_text(encoding="utf-8"))

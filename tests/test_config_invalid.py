@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinnace.errors import ConfigError
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.config_base import ConfigBase
-from pinnace.models.config_fields import fields_of
-from pinnace.models.config_keys import FIXED, GENERATION, KEPT, NEVER_ACTED_ON
+from pinnace.models.configs.base import ConfigBase
+from pinnace.models.configs.bert import BertConfig
+from pinnace.models.configs.fields import fields_of
+from pinnace.models.configs.keys import FIXED, GENERATION, KEPT, NEVER_ACTED_ON
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"hidden_size": "768"}, ["hidden_size", "'768'", "str", "int"]),

@@ -10,9 +10,9 @@ import pytest
 from pinnace.errors import ConfigError, UsageError
 from pinnace.models import auto_config
 from pinnace.models.auto_config import AutoConfig
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.config import PreTrainedConfig
-from pinnace.models.config_fields import setting, size
+from pinnace.models.configs.bert import BertConfig
+from pinnace.models.configs.config import PreTrainedConfig
+from pinnace.models.configs.fields import setting, size
 
 
 class TextConfig(PreTrainedConfig):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.runtime import cpu
+from pinnace.runtime.machine import cpu
 
 MILAN = "vendor_id\t: AuthenticAMD\nmodel name\t: AMD EPYC 7763\nflags\t\t: fpu avx avx2 fma\n"
 SKYLAKE = "vendor_id\t: GenuineIntel\nmodel name\t: Xeon Gold 6148\nflags\t\t: fpu avx2 avx512f avx512bw avx512vl\n"

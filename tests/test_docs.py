@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import pinnace
-from pinnace.cli_commands import COMMANDS
-from pinnace.cli_flags import read_arguments
+from pinnace.cli.commands import COMMANDS
+from pinnace.cli.flags import read_arguments
 from pinnace.export.tasks import TASKS
-from pinnace.runtime.ort import GPU_REMEDY
+from pinnace.runtime.engine.ort import GPU_REMEDY
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

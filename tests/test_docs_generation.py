@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.text_generation import TextGenerationOptions
+from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.pipelines.text_generation import TextGenerationOptions
 from tests.generation_bundles import Opened, decoder_of, opened
 
 __all__ = ["decoder_of", "opened"]
@@ -18,7 +18,7 @@ __all__ = ["decoder_of", "opened"]
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "generation.md"
 
 
-def examples(text: str) -> doctest.DocTest:
+def examples(text: str, name: str = "page") -> doctest.DocTest:
     """The page's sessions as one, at the lines where they stand."""
     lines, inside = [], False
     for line in text.splitlines():
@@ -27,7 +27,16 @@ def examples(text: str) -> doctest.DocTest:
             lines.append("")
         else:
             lines.append(line if inside else "")
-    return doctest.DocTestParser().get_doctest("\n".join(lines), {}, PAGE.name, str(PAGE), 0)
+    return doctest.DocTestParser().get_doctest("\n".join(lines), {}, name, name, 0)
+
+
+def run_page(page: Path, least: int) -> None:
+    """Run the examples of a page, more than ``least``, and compare what each gives with what stands there."""
+    test = examples(page.read_text("utf-8"), page.name)
+    assert len(test.examples) > least
+    told: list[str] = []
+    found = doctest.DocTestRunner().run(test, out=told.append)
+    assert not found.failed, "".join(told)
 
 
 def test_every_example_gives_what_the_page_says(
@@ -35,11 +44,7 @@ def test_every_example_gives_what_the_page_says(
 ) -> None:
     (tmp_path / "glossary-lm").symlink_to(opened.make("apertus-ort-all"))
     monkeypatch.chdir(tmp_path)
-    test = examples(PAGE.read_text("utf-8"))
-    assert len(test.examples) > 20
-    told: list[str] = []
-    found = doctest.DocTestRunner().run(test, out=told.append)
-    assert not found.failed, "".join(told)
+    run_page(PAGE, 20)
 
 
 def test_the_check_tells_a_changed_page() -> None:

@@ -21,7 +21,7 @@ import pinnace
 from pinnace.export.builder import Exported, export
 from pinnace.export.certificate import tools
 from pinnace.models.registry import ARCHS
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.checks.verify import verify_bundle
 from pinnace.safetensors_header import read_header
 from pinnace.spec import Manifest
 from tests.bert_oracle import HEADS

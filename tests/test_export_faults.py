@@ -11,14 +11,14 @@ import onnx_ir as ir
 import pytest
 import torch
 
-from pinnace.cli import main
+from pinnace.cli.main import main
 from pinnace.errors import CheckFailed
 from pinnace.export import builder
 from pinnace.export.builder import export
 from pinnace.export.graph import MODULE, Emitter, Row
 from pinnace.export.passes import tidy as right_tidy
 from pinnace.export.weights import bind_weights as right_bind
-from pinnace.runtime.hygiene import check_graph
+from pinnace.runtime.bundles.hygiene import check_graph
 from pinnace.safetensors_header import read_header
 from tests.bert_oracle import text_inputs
 from tests.export_oracle import assert_same, reference, run, saved

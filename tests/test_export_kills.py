@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.checks.verify import verify_bundle
 from pinnace.spec import MANIFEST_NAME
 from tests.test_publishing import entries, publish
 

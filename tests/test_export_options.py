@@ -14,7 +14,7 @@ import transformers
 import pinnace
 from pinnace.errors import UsageError
 from pinnace.export.builder import Exported, export
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.checks.verify import verify_bundle
 from tests.bert_oracle import text_inputs
 from tests.conftest import DATA
 from tests.export_oracle import Array, assert_same, exported, reference, run

@@ -17,8 +17,8 @@ from safetensors.torch import load_file, save_file
 
 from pinnace.errors import CheckpointError, PinnaceError
 from pinnace.export.builder import export
-from pinnace.models.hub import HubOptions
-from pinnace.runtime.verify import verify_bundle
+from pinnace.models.checkpoints.hub import HubOptions
+from pinnace.runtime.checks.verify import verify_bundle
 from pinnace.safetensors_header import read_header
 from tests.bert_oracle import text_inputs
 from tests.conftest import DATA

@@ -11,10 +11,10 @@ import onnx
 import pytest
 import torch
 
-from pinnace.cli import main
+from pinnace.cli.main import main
 from pinnace.export.builder import export
 from pinnace.publishing import file_facts
-from pinnace.runtime.verify import VerifyReport, verify_bundle
+from pinnace.runtime.checks.verify import VerifyReport, verify_bundle
 from pinnace.safetensors_header import read_header
 from pinnace.spec import MANIFEST_NAME
 from tests.conftest import DATA

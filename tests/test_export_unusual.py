@@ -17,9 +17,9 @@ from pinnace.errors import CheckpointError, PinnaceError, UsageError
 from pinnace.export import validate
 from pinnace.export.builder import export
 from pinnace.export.tokenizer_files import MAX_BYTES, copy_settings
-from pinnace.models.checkpoint import INDEX_NAME, SINGLE_NAME
-from pinnace.runtime.tokenizer import load_tokenizer
-from pinnace.runtime.verify import verify_bundle
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from tests.apertus_oracle import ROTARY
 from tests.apertus_oracle import pair as apertus_pair
 from tests.bert_oracle import text_inputs

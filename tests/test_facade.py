@@ -22,8 +22,8 @@ from tests.test_cli_run import ONE
 ROOT = DATA.parent.parent
 HEAVY = ("torch", "onnx", "onnx_ir", "onnxscript", "transformers", "safetensors", "huggingface_hub")
 NAMES = [
-    "Bundle", "PinnaceError", "Pipeline", "Session", "errors", "export", "load", "models", "pipeline", "quantize",
-    "runtime", "verify",
+    "Bundle", "Cancellation", "PinnaceError", "Pipeline", "Session", "errors", "export", "load", "models", "pipeline",
+    "quantize", "runtime", "share_threads", "verify",
 ]  # fmt: skip
 
 
@@ -46,9 +46,14 @@ def test_public_names() -> None:
 
 
 def test_names_are_those_of_their_modules() -> None:
-    for home, name in (("session", "load"), ("pipelines", "pipeline"), ("session", "Session"), ("bundle", "Bundle")):
-        assert getattr(pinnace, name) is getattr(importlib.import_module(f"pinnace.runtime.{home}"), name)
-    assert pinnace.verify is importlib.import_module("pinnace.runtime.verify").verify_bundle
+    homes = {
+        "engine.session": ("load", "Session"), "engine.cancellation": ("Cancellation",), "bundles.bundle": ("Bundle",),
+        "engine.shared_threads": ("share_threads",), "pipelines.table": ("pipeline",), "pipelines.base": ("Pipeline",),
+    }  # fmt: skip
+    for home, names in homes.items():
+        for name in names:
+            assert getattr(pinnace, name) is getattr(importlib.import_module(f"pinnace.runtime.{home}"), name)
+    assert pinnace.verify is importlib.import_module("pinnace.runtime.checks.verify").verify_bundle
 
 
 def test_import_brings_nothing_else() -> None:
@@ -67,7 +72,7 @@ def test_a_second_start_imports_only_what_it_needs(
     """What only checks, hashes, errors and many batches need took a sixth of the time to the first answer."""
     idle = {
         "concurrent.futures", "difflib", "hashlib", "importlib.metadata", "logging", "tempfile", "unicodedata",
-        "pinnace.runtime.hygiene", "pinnace.runtime.onnx_graph", "pinnace.runtime.placement",
+        "pinnace.runtime.bundles.hygiene", "pinnace.runtime.bundles.onnx_graph", "pinnace.runtime.engine.placement",
     }  # fmt: skip
     code = f"""
 import numpy, tokenizers, onnxruntime
@@ -122,7 +127,7 @@ print(json.dumps([pinnace.pipeline(task, path, threads=1)(inputs, **options) for
 
 def test_commands_work_where_pytorch_cannot_be_imported(bundle_of: Callable[[str], Path]) -> None:
     code = """
-from pinnace.cli import main
+from pinnace.cli.main import main
 codes = [main([name, sys.argv[1], "-q", *rest]) for name, *rest in (["inspect"], ["run", "some text"])]
 codes += [main([name, "-q"]) for name in ("tasks",)]
 print(codes)

@@ -12,7 +12,7 @@ import pytest
 
 from pinnace.export.builder import export
 from pinnace.export.genai import GENAI_NAME, genai_config, write_genai_config
-from pinnace.runtime.generation_config import GenerationConfig
+from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.spec import Manifest
 from tests.generation_bundles import CHECKPOINT, Opened, decoder_of, opened
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import UsageError
-from pinnace.runtime import decoder as decoder_module
-from pinnace.runtime import kvcache
-from pinnace.runtime.generation_result import Generated
+from pinnace.runtime.generation import decoder as decoder_module
+from pinnace.runtime.generation import kvcache
+from pinnace.runtime.generation.result import Generated
 from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, full_logits, opened, prompts, uncached
 
 __all__ = ["decoder_of", "opened"]

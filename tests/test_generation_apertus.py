@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 
 from pinnace.export.builder import export
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.session import load
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.pipelines.table import pipeline
 from tests.apertus_oracle import pair
 from tests.conftest import DATA
 from tests.generation_bundles import Opened, decoder_of, opened

@@ -14,8 +14,8 @@ import pytest
 import transformers
 
 from pinnace.errors import BundleError, InputError, UsageError
-from pinnace.runtime.generation_config import DEFAULT_NEW_TOKENS, GenerationConfig
-from pinnace.runtime.generation_fields import FIELDS
+from pinnace.runtime.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
+from pinnace.runtime.generation.fields import FIELDS
 
 OURS_ALONE = {"presence_penalty", "frequency_penalty", "logit_bias", "seed"}
 

@@ -16,13 +16,13 @@ import pytest
 from onnx import TensorProto, helper
 
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
-from pinnace.runtime.cancellation import Cancellation, RunLimit
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.generation_row import Row
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.session import load
-from pinnace.runtime.slots import Slots
+from pinnace.runtime.engine.cancellation import Cancellation, RunLimit
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.generation.row import Row
+from pinnace.runtime.generation.slots import Slots
+from pinnace.runtime.pipelines.table import pipeline
 from pinnace.spec import TensorSpec
 from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, opened, prompts, uncached
 from tests.tiny_bundle import make_bundle, write_manifest

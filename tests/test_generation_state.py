@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, InputError, MachineError, PinnaceError
-from pinnace.runtime import kvcache, kvcache_base
-from pinnace.runtime.kvcache import make_cache
-from pinnace.runtime.kvcache_base import Cache, Store, make_stores
-from pinnace.runtime.ort import onnxruntime
-from pinnace.runtime.prefix import Prefix
+from pinnace.runtime.engine.ort import onnxruntime
+from pinnace.runtime.generation import kvcache, kvcache_base
+from pinnace.runtime.generation.kvcache import make_cache
+from pinnace.runtime.generation.kvcache_base import Cache, Store, make_stores
+from pinnace.runtime.generation.prefix import Prefix
 from pinnace.spec import CacheSpec
 from tests.generation_bundles import Opened, decoder_of, opened, prompts, uncached
 

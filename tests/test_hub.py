@@ -15,10 +15,10 @@ from huggingface_hub import errors
 from huggingface_hub.utils._paths import filter_repo_objects
 
 from pinnace.errors import CheckpointError, MachineError, MissingExtra, UsageError
-from pinnace.models import hub
 from pinnace.models.auto_config import AutoConfig
-from pinnace.models.bert_config import BertConfig
-from pinnace.models.hub import HubOptions, locate_checkpoint, locate_file, pinned_revision
+from pinnace.models.checkpoints import hub
+from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint, locate_file, pinned_revision
+from pinnace.models.configs.bert import BertConfig
 
 COMMIT, OTHER = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 CONFIG = {"model_type": "bert", "hidden_size": 24, "num_attention_heads": 2}
@@ -64,7 +64,7 @@ def test_a_cached_checkpoint_is_found_at_its_commit(cache: Path) -> None:
 
 
 def test_a_fresh_process_obeys_the_environment_of_the_hub(cache: Path) -> None:
-    code = "from pinnace.models.hub import locate_checkpoint as f; print(f('someone/model').revision)"
+    code = "from pinnace.models.checkpoints.hub import locate_checkpoint as f; print(f('someone/model').revision)"
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60)
     assert (done.stdout.strip(), done.returncode) == (COMMIT, 0), done.stderr

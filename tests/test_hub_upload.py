@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import errors
 
 from pinnace.errors import CheckpointError
-from pinnace.models.bert_config import BertConfig
+from pinnace.models.configs.bert import BertConfig
 from tests.test_hub import response
 
 

@@ -14,10 +14,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.errors import BundleError
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.hygiene import check_graph, check_weights
-from pinnace.runtime.onnx_graph import DTYPES
-from pinnace.runtime.onnx_reader import read_graph
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.hygiene import check_graph, check_weights
+from pinnace.runtime.bundles.onnx_graph import DTYPES
+from pinnace.runtime.bundles.onnx_reader import read_graph
 from tests.tiny_bundle import external, make_bundle
 
 

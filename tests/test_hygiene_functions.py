@@ -10,8 +10,8 @@ import pytest
 from onnx import TensorProto, helper
 
 from pinnace.errors import BundleError
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.onnx_reader import read_graph
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.onnx_reader import read_graph
 from tests.tiny_bundle import external, make_bundle
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pinnace.errors import InputError
-from pinnace.runtime.inputs import check_inputs, example_inputs
+from pinnace.runtime.engine.inputs import check_inputs, example_inputs
 from pinnace.spec import CacheSpec, Manifest, TensorSpec
 from tests.tiny_bundle import LENGTH, VOCABULARY, make_manifest
 

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinnace.runtime import large_pages
-from pinnace.runtime.inputs import example_inputs
-from pinnace.runtime.session import load
+from pinnace.runtime.engine.inputs import example_inputs
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.machine import large_pages
 
 RANGES = st.lists(st.tuples(st.integers(0, 30), st.integers(1, 5)), max_size=5)
 linux = pytest.mark.skipif(sys.platform != "linux", reason="madvise of Linux")

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from transformers.generation import logits_process as oracle
 
 from pinnace.errors import InputError
-from pinnace.runtime import logits, logits_filters
-from pinnace.runtime.generation_config import GenerationConfig
-from pinnace.runtime.logits import Processor, processors
+from pinnace.runtime.generation import logits, logits_filters
+from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.generation.logits import Processor, processors
 
 torch.set_num_threads(1)
 V, ROWS, LENGTH = 97, 5, 12

@@ -69,7 +69,7 @@ sys.path.insert(0, {str(tmp_path)!r})
 for name in {HEAVY}: sys.modules[name] = None
 import pinnace
 assert pinnace.__file__.startswith({str(tmp_path)!r}), pinnace.__file__
-from pinnace.cli import main
+from pinnace.cli.main import main
 sys.exit(main(["run", {str(bundle_of("tiny-classify"))!r}, "some text", "--quiet"]))
 """
     done = subprocess.run(

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.errors import UsageError
-from pinnace.quantize.packing import (
+from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, block_codes, channel_codes, dequantize
+from pinnace.quantize.rounding.packing import (
     Operands,
     blocks_of,
     gather_operands,
@@ -24,8 +25,7 @@ from pinnace.quantize.packing import (
     shares_bytes,
     unpacked,
 )
-from pinnace.quantize.rounding import BITS, BLOCK_SIZES, block_codes, channel_codes, dequantize
-from pinnace.runtime.ort import plain_session
+from pinnace.runtime.engine.ort import plain_session
 from tests.tiny_bundle import external
 
 Array = NDArray[Any]

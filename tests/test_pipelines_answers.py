@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from pinnace.errors import InputError, UsageError
-from pinnace.runtime import question_answering
-from pinnace.runtime.qa_windows import best_spans
+from pinnace.runtime.pipelines import question_answering
+from pinnace.runtime.pipelines.qa_windows import best_spans
 from tests.conftest import OpenPipeline, same
 
 CONTEXT = "In this text, a tall plant is called a tree. The word bulkhead means a partition of a ship."

@@ -11,9 +11,9 @@ import tokenizers
 import torch
 import transformers
 
-from pinnace.runtime.entities import Tagger, Window, merge_overlapping
-from pinnace.runtime.scores import softmax
-from pinnace.runtime.tokenizer import Tokenizer, load_tokenizer
+from pinnace.runtime.pipelines.entities import Tagger, Window, merge_overlapping
+from pinnace.runtime.pipelines.scores import softmax
+from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
 from tests.conftest import DATA, same
 
 LABELS = ("O", "B-TERM", "I-TERM", "B-DEF", "I-DEF", "PLAIN", "A-ODD-ONE")

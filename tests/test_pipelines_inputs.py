@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, DeadlineExceeded, InputError, UsageError
-from pinnace.runtime import call_options, pipeline_base
-from pinnace.runtime.pipelines import PIPELINES, pipeline
+from pinnace.runtime.engine import call_options
+from pinnace.runtime.pipelines import base as pipeline_base
+from pinnace.runtime.pipelines.table import PIPELINES, pipeline
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA, TASKS, OpenPipeline, same
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pinnace.errors import InputError, UsageError
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.pipelines.table import pipeline
 from tests.conftest import OpenPipeline, golden, same
 
 TEXTS = ["a plant", "", "red leaves of small trees and light flowers", "plant " * 40]

@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 
 from pinnace.errors import DeadlineExceeded, MachineError, UsageError
-from pinnace.runtime import cores, native, ort, shared_threads, threads
-from pinnace.runtime.cancellation import Cancellation
-from pinnace.runtime.cores import CoreQueue
-from pinnace.runtime.footprint import Footprint
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.session import load
+from pinnace.runtime.engine import native, ort, shared_threads
+from pinnace.runtime.engine.cancellation import Cancellation
+from pinnace.runtime.engine.footprint import Footprint
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.machine import cores, threads
+from pinnace.runtime.machine.cores import CoreQueue
+from pinnace.runtime.pipelines.table import pipeline
 from tests.conftest import OpenPipeline, same
 from tests.test_session import endless
 from tests.test_threads import lay
@@ -112,7 +113,7 @@ def test_a_memory_limit_splits_batches(bundle_of: Callable[[str], Path], monkeyp
 
 
 def test_runs_at_once(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinnace.runtime.pipeline_base.granted_cores", lambda: 8)
+    monkeypatch.setattr("pinnace.runtime.pipelines.base.granted_cores", lambda: 8)
 
     def runs(**options: Any) -> int:
         return int(pipeline("classify", bundle_of("tiny-classify"), **options).shared_runs.at_once)
@@ -241,8 +242,8 @@ def test_two_threads_in_a_quota_of_two(
 SHARED = """
 import os, sys
 from pinnace.errors import MachineError, UsageError
-from pinnace.runtime.shared_threads import share_threads
-from pinnace.runtime.session import load
+from pinnace.runtime.engine.shared_threads import share_threads
+from pinnace.runtime.engine.session import load
 from tests.tiny_bundle import example, expected
 def count(): return len(os.listdir("/proc/self/task"))
 if sys.argv[2] == "late":
@@ -291,7 +292,7 @@ SMALL = """
 import json, resource, sys
 import numpy as np
 from pinnace.errors import MachineError
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.pipelines.table import pipeline
 pipe = pipeline("embed", sys.argv[1], threads=1, batch_tokens=1 << 22)
 one = pipe("a plant", pooling=None, return_tensors=True)
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()

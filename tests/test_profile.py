@@ -12,16 +12,16 @@ from typing import Any
 
 import pytest
 
-from pinnace.bench import profile as profiling
-from pinnace.bench.profile import profile_bundle
-from pinnace.bench.profile_events import read_runs
-from pinnace.bench.profile_map import ATTENTION, BESIDE, HEAD, MLP, NORMS, OTHER, OUTSIDE, NodeMap
-from pinnace.bench.profile_records import AROUND, BETWEEN_NODES, NOT_LAYERS, Profile, group
-from pinnace.bench.profile_table import render
-from pinnace.bench.profile_work import ProfiledSession
-from pinnace.cli import main
+from pinnace.bench.profile import run as profiling
+from pinnace.bench.profile.events import read_runs
+from pinnace.bench.profile.nodes import ATTENTION, BESIDE, HEAD, MLP, NORMS, OTHER, OUTSIDE, NodeMap
+from pinnace.bench.profile.records import AROUND, BETWEEN_NODES, NOT_LAYERS, Profile, group
+from pinnace.bench.profile.run import profile_bundle
+from pinnace.bench.profile.table import render
+from pinnace.bench.profile.work import ProfiledSession
+from pinnace.cli.main import main
 from pinnace.errors import InputError, MachineError, UsageError
-from pinnace.runtime.onnx_graph import Graph, GraphFunction, GraphModel, GraphNode
+from pinnace.runtime.bundles.onnx_graph import Graph, GraphFunction, GraphModel, GraphNode
 from tests.generation_bundles import MakeBundle, decoder_of
 
 __all__ = ["decoder_of"]

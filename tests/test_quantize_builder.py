@@ -15,13 +15,13 @@ import pinnace
 from pinnace.compare import TASK_GATES
 from pinnace.errors import CheckFailed
 from pinnace.quantize import int8, tables
-from pinnace.quantize.latency import Latency
-from pinnace.quantize.rounding import channel_codes
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.decoder import PIECE, Decoder
-from pinnace.runtime.ort import plain_session
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.verify import verify_bundle
+from pinnace.quantize.judging.latency import Latency
+from pinnace.quantize.rounding.nearest import channel_codes
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.ort import plain_session
+from pinnace.runtime.generation.decoder import PIECE, Decoder
+from pinnace.runtime.pipelines.table import pipeline
 from tests.conftest import DATA
 from tests.generation_bundles import decoder_of
 from tests.quantized_bundles import (

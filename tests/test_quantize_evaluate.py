@@ -12,12 +12,12 @@ import pytest
 
 from pinnace.compare import TASK_GATES, miss, task_gate
 from pinnace.errors import InputError, UsageError
-from pinnace.quantize.evaluate import Judge, feeds
-from pinnace.quantize.example import Example
-from pinnace.quantize.examples import Examples, read_examples
-from pinnace.quantize.task_metrics import METRICS
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.session import load
+from pinnace.quantize.examples.example import Example
+from pinnace.quantize.examples.source import Examples, read_examples
+from pinnace.quantize.judging.evaluate import Judge, feeds
+from pinnace.quantize.judging.task_metrics import METRICS
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.pipelines.table import pipeline
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA
 from tests.generation_bundles import Opened, decoder_of, opened
@@ -163,7 +163,7 @@ def prompt_logits(session: Any, row: Any) -> Any:
 
 
 def test_a_large_vocabulary_leaves_room_for_fewer_rows(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinnace.quantize.evaluate_tokens.REFERENCE_BYTES", 4 * 6144 * 200)
+    monkeypatch.setattr("pinnace.quantize.judging.evaluate_tokens.REFERENCE_BYTES", 4 * 6144 * 200)
     bundle = opened.make("apertus-ort")
     found = Judge(bundle, read_examples(DATA / "lm_dev.txt", "generate"), 1).score(bundle, "fp32")
     assert 100 < found.details["positions"] <= 200 and 5 < found.examples < 20

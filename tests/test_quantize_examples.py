@@ -14,12 +14,12 @@ import pytest
 
 from pinnace.errors import InputError, PinnaceError, UsageError
 from pinnace.forms import FORMS
-from pinnace.quantize import example_files
-from pinnace.quantize.default_examples import passages
-from pinnace.quantize.example import Example, normalized
-from pinnace.quantize.example_forms import with_mask
-from pinnace.quantize.example_labels import LABELS
-from pinnace.quantize.examples import Examples, read_examples, split
+from pinnace.quantize.examples import files as example_files
+from pinnace.quantize.examples.defaults import passages
+from pinnace.quantize.examples.example import Example, normalized
+from pinnace.quantize.examples.forms import with_mask
+from pinnace.quantize.examples.labels import LABELS
+from pinnace.quantize.examples.source import Examples, read_examples, split
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA
 
@@ -279,8 +279,10 @@ def test_the_built_in_texts_are_varied() -> None:
 
 def test_the_wheel_takes_the_data_along() -> None:
     said = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]
-    data = {p.name for p in (ROOT / "quantize").iterdir() if p.is_file() and p.suffix not in (".py", ".typed")}
-    assert set(said["pinnace.quantize"]) == data == {"default_examples.txt"}
+    data = {
+        p.name for p in (ROOT / "quantize").rglob("*.*") if p.is_file() and p.suffix not in (".py", ".pyc", ".typed")
+    }
+    assert set(said["pinnace.quantize.examples"]) == data == {"defaults.txt"}
 
 
 def texts_of(examples: Examples) -> set[str]:

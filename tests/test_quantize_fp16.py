@@ -17,9 +17,9 @@ from pinnace.export.builder import export
 from pinnace.quantize import quantize, request, tensors, workshop
 from pinnace.quantize.fp16 import halved
 from pinnace.quantize.schemes import SCHEMES
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.ort import plain_session
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.ort import plain_session
 from pinnace.safetensors_header import read_header
 from tests.bert_oracle import text_inputs
 from tests.conftest import DATA

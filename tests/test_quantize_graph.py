@@ -20,8 +20,8 @@ from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups, find_projections
 from pinnace.quantize.ranges import rounded_fixed, rounded_tokens
 from pinnace.quantize.recipe import KEEP, Recipe, apply, load_graph
-from pinnace.quantize.rounding import channel_codes
-from pinnace.quantize.saturation import can_saturate
+from pinnace.quantize.rounding.nearest import channel_codes
+from pinnace.quantize.rounding.saturation import can_saturate
 from pinnace.quantize.tensors import read_weight
 from tests.conftest import DATA
 from tests.generation_bundles import MakeBundle, decoder_of

@@ -9,7 +9,7 @@ import pytest
 
 from pinnace.compare import TASK_GATES, Evaluation, miss, task_gate
 from pinnace.errors import UsageError
-from pinnace.quantize import metrics
+from pinnace.quantize.judging import metrics
 
 
 @pytest.mark.parametrize(

@@ -16,20 +16,20 @@ from pinnace.errors import UsageError
 from pinnace.export.builder import export
 from pinnace.quantize import quantize
 from pinnace.quantize.calibration import Activations, observe
-from pinnace.quantize.evaluate import feeds
-from pinnace.quantize.examples import read_examples
+from pinnace.quantize.examples.source import read_examples
 from pinnace.quantize.histogram import Histogram
-from pinnace.quantize.metrics import cosines
+from pinnace.quantize.judging.evaluate import feeds
+from pinnace.quantize.judging.metrics import cosines
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.recipe import load_graph
-from pinnace.quantize.saturation import can_saturate
+from pinnace.quantize.rounding.saturation import can_saturate
 from pinnace.quantize.schemes import SCHEMES
 from pinnace.quantize.thresholds import METHODS, TAIL, fixed_range
 from pinnace.quantize.variant import write_variant
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import read_cpu
-from pinnace.runtime.ort import plain_session
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.ort import plain_session
+from pinnace.runtime.machine.cpu import read_cpu
 from tests.conftest import DATA
 
 NER = "bert-glossary-ner"

@@ -12,8 +12,8 @@ import pinnace
 from pinnace.errors import UsageError
 from pinnace.quantize.recipe import load_graph
 from pinnace.quantize.schemes import SCHEMES
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
 from tests.generation_bundles import decoder_of
 from tests.quantized_bundles import NER, Quantized, content, copied, fp32_of, once, quantized, quick_clock
 from tests.test_cli import Cli, _clean_environment, cli

@@ -12,16 +12,16 @@ import pytest
 
 import pinnace
 from pinnace.errors import UsageError
-from pinnace.quantize import latency
 from pinnace.quantize.calibration import Activations, observe
-from pinnace.quantize.examples import read_examples
+from pinnace.quantize.examples.random_inputs import inputs_of, random_feeds, random_inputs
+from pinnace.quantize.examples.source import read_examples
+from pinnace.quantize.judging import latency
 from pinnace.quantize.projections import find_groups
-from pinnace.quantize.random_inputs import inputs_of, random_feeds, random_inputs
 from pinnace.quantize.recipe import load_graph
 from pinnace.quantize.request import check_bundle
 from pinnace.quantize.schemes import SCHEMES
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import Manifest
 from tests.bert_oracle import pair
 from tests.conftest import DATA
@@ -163,3 +163,16 @@ def test_the_masks_of_built_in_texts_lie_within_a_short_row(task: str, tokens: i
 
 def test_a_long_row_leaves_the_masks_where_they_were() -> None:
     assert read_examples(None, "fill-mask", tokens=512) == read_examples(None, "fill-mask")
+
+
+@pytest.mark.parametrize("static", [{"batch": 1}, {"sequence": 1, "capacity": 32}])
+def test_an_export_of_a_quantized_decoder_refuses_fixed_shapes_before_it_traces(
+    tmp_path: Path, static: dict[str, int]
+) -> None:
+    said: list[str] = []
+    with pytest.raises(UsageError, match=f"--static fixes {min(static.keys() - {'capacity'})}"):
+        pinnace.export(
+            str(DATA / "apertus-glossary"), task="generate", output=tmp_path / "bundle", precision="int8",
+            static=static, progress=said.append,
+        )  # fmt: skip
+    assert said == [] and not list(tmp_path.iterdir())

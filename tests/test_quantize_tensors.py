@@ -10,7 +10,7 @@ import pytest
 
 from pinnace.errors import BundleError
 from pinnace.quantize import tensors
-from pinnace.quantize.rounding import block_codes, channel_codes
+from pinnace.quantize.rounding.nearest import block_codes, channel_codes
 
 SHAPE = (300, 96)
 

@@ -20,11 +20,11 @@ from onnx import numpy_helper
 
 import pinnace
 from pinnace.errors import UsageError
-from pinnace.quantize.saturation import can_saturate, exact_product, saturating_product
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu
-from pinnace.runtime.ort import plain_session
-from pinnace.runtime.verify import verify_bundle
+from pinnace.quantize.rounding.saturation import can_saturate, exact_product, saturating_product
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.ort import plain_session
+from pinnace.runtime.machine.cpu import Cpu
 from tests.generation_bundles import decoder_of
 from tests.quantize_graphs import encoder_feed, largest_gap, outputs, random_ids, rewritten
 from tests.quantized_bundles import NER, Quantized, content, copied, fp32_of, once, quantized, quick_clock, rows
@@ -74,7 +74,7 @@ def test_without_exact_sums_no_weight_can_saturate(
 
 @pytest.mark.usefixtures("quick_clock")
 def test_full_range_says_what_it_needs(fp32_of: Fp32Of, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for place in ("quantize.builder", "runtime.cpu"):  # where it is made, and where it is opened to be judged
+    for place in ("quantize.builder", "runtime.machine.cpu"):  # where it is made, and where it is opened to be judged
         monkeypatch.setattr(f"pinnace.{place}.read_cpu", lambda: VNNI)
     settings: dict[str, Any] = {"scheme": "int8-uncalibrated", "data": rows(NER, tmp_path), "threads": 1}
     pinnace.quantize(fp32_of(NER), output=tmp_path / "full", full_range=True, allow_degraded=True, **settings)

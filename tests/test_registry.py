@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 import transformers
 
+import pinnace.models
 from pinnace.errors import ConfigError, UsageError
-from pinnace.models.auto_config import config_class
-from pinnace.models.hub import hub_id
+from pinnace.models.auto_config import AutoConfig, config_class
+from pinnace.models.checkpoints.hub import hub_id
 from pinnace.models.modeling import PreTrainedModel
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry, head_class, supported
 from pinnace.spec import TASK_ALIASES
@@ -27,6 +28,8 @@ def test_every_head_is_a_model_of_its_configuration(arch: Arch, head: str) -> No
     assert model.config_class is arch.config_class()
     assert model.name_rules is arch.names
     assert hasattr(transformers, head)
+    assert getattr(pinnace.models, head) is model
+    assert getattr(pinnace.models, arch.config_class().__name__) is arch.config_class()
 
 
 @pytest.mark.parametrize("name", ARCHS)
@@ -39,6 +42,14 @@ def test_every_architecture_has_a_checkpoint_for_every_task_it_serves(name: str)
         entry = catalog_entry(arch, task)
         assert "/" in hub_id(entry.repository)
         assert arch.config_class()(**entry.config)
+
+
+def test_the_package_gives_heads_and_configurations_by_name() -> None:
+    assert pinnace.models.AutoConfig is AutoConfig
+    named = {"AutoConfig", "ApertusConfig", "BertConfig", *(head for _arch, head in supported())}
+    assert named <= set(dir(pinnace.models))
+    with pytest.raises(AttributeError, match=r"no attribute 'BertModl'; it has: AutoConfig, .*BertModel"):
+        pinnace.models.BertModl  # noqa: B018
 
 
 def test_bert_serves_every_task() -> None:

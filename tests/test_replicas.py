@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import MachineError, UsageError
-from pinnace.runtime import pipeline_base, workers
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.machine import workers
+from pinnace.runtime.pipelines import base as pipeline_base
+from pinnace.runtime.pipelines.table import pipeline
 from tests.conftest import OpenPipeline, same
 
 TEXTS = ["plant " * (1 + i * 37 % 60) for i in range(80)]

@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 
-from pinnace import cli_run
-from pinnace.cli import main
-from pinnace.cli_answers import AnswersFile, whole_lines
-from pinnace.cli_output import Console
-from pinnace.cli_progress import Progress
+from pinnace.cli import run as cli_run
+from pinnace.cli.answers import AnswersFile, whole_lines
+from pinnace.cli.main import main
+from pinnace.cli.output import Console
+from pinnace.cli.progress import Progress
 from pinnace.errors import MachineError
 from tests.conftest import DATA
 
@@ -155,7 +155,7 @@ def test_a_full_disk_keeps_what_can_be_resumed(tmp_path: Path) -> None:
     code = (
         "import resource, signal, sys\nsignal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
         "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\nfrom pathlib import Path\n"
-        "from pinnace.cli_answers import AnswersFile\nfrom pinnace.errors import MachineError\n"
+        "from pinnace.cli.answers import AnswersFile\nfrom pinnace.errors import MachineError\n"
         "try:\n    with AnswersFile(Path(sys.argv[1]), {}, resume=True).opened() as file:\n"
         "        [file.write('line\\n') for _ in range(4000)]\n"
         "except MachineError as error:\n    print(error)\n"

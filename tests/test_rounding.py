@@ -10,11 +10,11 @@ import pytest
 from numpy.typing import NDArray
 
 from pinnace.errors import NumericalError, UsageError
-from pinnace.quantize import rounding
-from pinnace.quantize.gptq import Hessian, compensated_blocks, compensated_channels
-from pinnace.quantize.half_quadratic import half_quadratic_blocks
-from pinnace.quantize.rounding import BITS, BLOCK_SIZES, Blocks, block_codes, channel_codes, dequantize
-from pinnace.quantize.saturation import can_saturate
+from pinnace.quantize.rounding import nearest as rounding
+from pinnace.quantize.rounding.gptq import Hessian, compensated_blocks, compensated_channels
+from pinnace.quantize.rounding.half_quadratic import half_quadratic_blocks
+from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, Blocks, block_codes, channel_codes, dequantize
+from pinnace.quantize.rounding.saturation import can_saturate
 
 Floats = NDArray[np.float32]
 N, K = 48, 300  # 300 is a multiple of no block

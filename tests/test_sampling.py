@@ -9,8 +9,8 @@ import pytest
 from numpy.typing import NDArray
 
 from pinnace.errors import NumericalError
-from pinnace.runtime.logits_filters import softmax, temperature, top_k
-from pinnace.runtime.sampling import generator, greedy, sample, sample_without_replacement
+from pinnace.runtime.generation.logits_filters import softmax, temperature, top_k
+from pinnace.runtime.generation.sampling import generator, greedy, sample, sample_without_replacement
 
 DRAWS = 40_000
 

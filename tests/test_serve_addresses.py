@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from pinnace.cli_serve import _example
-from pinnace.runtime.pipelines import PIPELINES
+from pinnace.cli.serve import _example
+from pinnace.runtime.pipelines.table import PIPELINES
 from tests.conftest import OpenPipeline, same
 from tests.generation_bundles import MakeBundle, decoder_of
 from tests.serving import CHAT, TEXT, Client, Served, client, ranking, said_to_be_for, served, service

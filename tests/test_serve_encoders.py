@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.pipelines.table import pipeline
 from pinnace.runtime.server.views import encoder_view
 from pinnace.runtime.server.work import Call
 from tests.conftest import same

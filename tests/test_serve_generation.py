@@ -12,13 +12,13 @@ from typing import Any
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError, MachineError
-from pinnace.runtime.decoder import Batch
-from pinnace.runtime.generation import Generator
+from pinnace.runtime.generation.decoder import Batch
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.generation.slots import Reading, Slots
 from pinnace.runtime.server import scheduler
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.slot_generator import SlotGenerator
 from pinnace.runtime.server.work import Call
-from pinnace.runtime.slots import Reading, Slots
 from tests.generation_bundles import LENGTH, MakeBundle, Opened, decoder_of, opened, prompts
 from tests.serving import ON, PATIENCE, TEXT, Served, served
 

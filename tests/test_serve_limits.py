@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from pinnace.errors import BundleError, MachineError
-from pinnace.runtime.slots import Slots
+from pinnace.runtime.generation.slots import Slots
 from tests.generation_bundles import MakeBundle, decoder_of
 from tests.serving import ON, PATIENCE, TEXT, Start, served, start, with_words
 from tests.test_generation_limits import endless_bundle, poisoned

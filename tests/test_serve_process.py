@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from pinnace.cli import main
+from pinnace.cli.main import main
 from pinnace.errors import UsageError
 from pinnace.runtime.server.models import read_names
 from tests.generation_bundles import MakeBundle, decoder_of
@@ -82,7 +82,8 @@ def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captu
 
 def test_other_commands_import_no_server() -> None:
     code = (
-        "import sys, pinnace.cli as c; c.main(['--help']); print({'starlette', 'uvicorn', 'asyncio'} & {*sys.modules})"
+        "import sys; from pinnace.cli.main import main; main(['--help']); "
+        "print({'starlette', 'uvicorn', 'asyncio'} & {*sys.modules})"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE)
     assert done.stdout.splitlines()[-1] == "set()"

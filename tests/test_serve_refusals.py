@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pinnace.runtime import chat_process
+from pinnace.runtime.chat import process as chat_process
 from tests.generation_bundles import decoder_of
 from tests.serving import CHAT, PATIENCE, TEXT, Client, Served, client, ranking, served, service
 

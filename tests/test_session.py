@@ -27,9 +27,10 @@ from pinnace.errors import (
     NumericalError,
     UsageError,
 )
-from pinnace.runtime import ort, providers, threads
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.session import Session, load
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine import ort, providers
+from pinnace.runtime.engine.session import Session, load
+from pinnace.runtime.machine import threads
 from tests.tiny_bundle import HIDDEN, example, expected, make_bundle, write_golden, write_manifest
 
 Inputs = dict[str, Any]
@@ -225,7 +226,7 @@ def test_pickled_by_path_and_opened_on_first_use(session: Session, folder: Path)
 FORK = """
 import os, sys
 import numpy as np
-from pinnace.runtime.session import load
+from pinnace.runtime.engine.session import load
 from tests.tiny_bundle import example, expected
 session = load(sys.argv[1], threads=2)
 session.run(example(2, 5))
@@ -244,7 +245,7 @@ def test_a_forked_child_opens_its_own_session(folder: Path) -> None:
 
 
 def test_the_runtime_reports_nothing_home() -> None:
-    code = "import os, pinnace.runtime.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    code = "import os, pinnace.runtime.engine.session; print(os.environ['ORT_DISABLE_TELEMETRY'])"
     environment = {k: v for k, v in os.environ.items() if k != "ORT_DISABLE_TELEMETRY"}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=environment)
     assert done.stdout == "1\n", done.stderr

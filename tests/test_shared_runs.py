@@ -21,11 +21,11 @@ import numpy as np
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError, MachineError
-from pinnace.runtime.batching import plan_batches
-from pinnace.runtime.call_options import CallOptions
-from pinnace.runtime.cancellation import Cancellation
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.shared_runs import Outputs, SharedRuns, _Call
+from pinnace.runtime.engine.call_options import CallOptions
+from pinnace.runtime.engine.cancellation import Cancellation
+from pinnace.runtime.pipelines.batching import plan_batches
+from pinnace.runtime.pipelines.shared_runs import Outputs, SharedRuns, _Call
+from pinnace.runtime.pipelines.table import pipeline
 
 PLAN = partial(plan_batches, token_budget=640)
 

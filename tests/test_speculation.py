@@ -11,10 +11,10 @@ import pytest
 
 from pinnace.errors import UsageError
 from pinnace.export.builder import export
-from pinnace.runtime import decoder as decoder_module
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.session import load
-from pinnace.runtime.speculation import PRICE, Trust, find_draft
+from pinnace.runtime.engine.session import load
+from pinnace.runtime.generation import decoder as decoder_module
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.generation.speculation import PRICE, Trust, find_draft
 
 VOCABULARY = 64
 SHAPE = (

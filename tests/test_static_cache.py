@@ -14,10 +14,10 @@ import torch
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.export import lowering_onnx, lowering_static
 from pinnace.export.builder import Exported, export
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.session import Session
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.session import Session
+from pinnace.runtime.generation.generator import Generator
 from tests.apertus_oracle import pair
 from tests.export_oracle import run
 

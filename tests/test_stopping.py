@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pinnace.runtime.stopping import Deadline, RowStop, StopStrings
+from pinnace.runtime.generation.stopping import Deadline, RowStop, StopStrings
 
 
 def run(strings: list[str], pieces: list[str]) -> tuple[str, StopStrings]:

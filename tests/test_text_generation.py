@@ -14,11 +14,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers
 
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
-from pinnace.runtime import pipeline_base
-from pinnace.runtime.cancellation import Cancellation
-from pinnace.runtime.pipelines import pipeline
-from pinnace.runtime.streaming import RowText, new_text
-from pinnace.runtime.text_generation import TextGenerationPipeline
+from pinnace.runtime.engine.cancellation import Cancellation
+from pinnace.runtime.generation.streaming import RowText, new_text
+from pinnace.runtime.pipelines import base as pipeline_base
+from pinnace.runtime.pipelines.table import pipeline
+from pinnace.runtime.pipelines.text_generation import TextGenerationPipeline
 from tests.conftest import DATA
 from tests.generation_bundles import Opened, decoder_of, opened
 
@@ -279,7 +279,7 @@ def test_it_pickles_after_use(pipe: TextGenerationPipeline) -> None:
 def test_messages_without_a_template(opened: Opened, tmp_path: Path) -> None:
     import shutil
 
-    from pinnace.runtime.bundle import Bundle
+    from pinnace.runtime.bundles.bundle import Bundle
 
     folder = tmp_path / "b"
     shutil.copytree(opened.make("ort"), folder)

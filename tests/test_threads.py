@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from pinnace.errors import UsageError
-from pinnace.runtime import threads
+from pinnace.runtime.machine import threads
 
 
 def lay(root: Path, files: dict[str, str]) -> Path:

@@ -14,9 +14,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.session import load
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.session import load
 from tests.tiny_bundle import HIDDEN, example, expected, file_facts, hub_tree, make_bundle, write_manifest
 
 # Loads a bundle and runs it; a typed error is its exit code and text, anything else a traceback and 99.
@@ -25,7 +25,7 @@ import resource, sys
 resource.setrlimit(resource.RLIMIT_AS, (4 << 30, 4 << 30))
 from pinnace.errors import PinnaceError
 try:
-    from pinnace.runtime.session import load
+    from pinnace.runtime.engine.session import load
     from tests.tiny_bundle import HIDDEN, example
     load(sys.argv[1], threads=1).run(example(1, 3), timeout=5)
 except PinnaceError as error:

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias
 import pytest
 
 from pinnace.errors import DeadlineExceeded
-from pinnace.runtime import token_rows
-from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.engine.cancellation import Cancellation
+from pinnace.runtime.pipelines import token_rows
 from tests.conftest import OpenPipeline
 
 LONG = "a plant has leaves " * 40

@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinnace.errors import InputError, UsageError
-from pinnace.runtime.bert_tokenizer_legacy import BertTokenizerLegacy
-from pinnace.runtime.tokenizer import BertTokenizer, Tokenizer, load_tokenizer
+from pinnace.runtime.tokenization.bert_legacy import BertTokenizerLegacy
+from pinnace.runtime.tokenization.tokenizer import BertTokenizer, Tokenizer, load_tokenizer
 
 PIECES = [
     "hello", "World", "naïve", "É", "e\u0301", "中文", "漢", "👩\u200d👩\u200d👧", "👍🏽", "שלום", "مرحبا",

@@ -17,7 +17,7 @@ import pytest
 import transformers
 
 from pinnace.errors import BundleError, InputError, UsageError
-from pinnace.runtime.tokenizer import BatchEncoding, BertTokenizer, Tokenizer, load_tokenizer
+from pinnace.runtime.tokenization.tokenizer import BatchEncoding, BertTokenizer, Tokenizer, load_tokenizer
 from tests.test_tokenizer import minilm
 
 
@@ -120,7 +120,7 @@ def test_threads_do_not_disturb_each_other() -> None:
 
 def test_importing_and_encoding_need_no_torch() -> None:
     code = (
-        "import sys; from pinnace.runtime.tokenizer import load_tokenizer;"
+        "import sys; from pinnace.runtime.tokenization.tokenizer import load_tokenizer;"
         f"assert load_tokenizer({str(minilm())!r})('hello')['input_ids'] == [101, 7592, 102];"
         "assert not {'torch', 'onnx', 'transformers', 'onnxruntime'} & set(sys.modules)"
     )

@@ -20,8 +20,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pinnace.errors import BundleError, InputError, PinnaceError, UsageError
-from pinnace.runtime.tokenizer import MAX_FILE_BYTES, MAX_TEXT_CHARS, BertTokenizer, Tokenizer, load_tokenizer
-from pinnace.runtime.tokenizer_files import guarded
+from pinnace.runtime.tokenization.files import guarded
+from pinnace.runtime.tokenization.tokenizer import (
+    MAX_FILE_BYTES,
+    MAX_TEXT_CHARS,
+    BertTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 
 VOCAB = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "##a", "b"])}
 
@@ -196,7 +202,7 @@ def test_a_panic_becomes_an_error_and_an_interrupt_stays() -> None:
 BOMB = """
 import sys
 from pinnace.errors import PinnaceError
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[1])
 for text in ("a" * 4000 + "!", "ab" * 2000, "a " * 4000):
     try:

@@ -13,21 +13,22 @@ from typing import Any
 import pytest
 
 from pinnace.card import quality_cells
-from pinnace.cli import main
-from pinnace.cli_output import Console
-from pinnace.cli_progress import stages
+from pinnace.cli.main import main
+from pinnace.cli.output import Console
+from pinnace.cli.progress import stages
 from pinnace.errors import MachineError, UsageError
 from pinnace.quantize.builder import quantize
-from pinnace.quantize.evaluate import Judge
+from pinnace.quantize.judging.evaluate import Judge
 from pinnace.quantize.resume import Kept
 from pinnace.quantize.steps import Step
-from pinnace.runtime import cpu, needs, speeds
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.cpu import Cpu
-from pinnace.runtime.inspect_bundle import describe, render
-from pinnace.runtime.session import Session, load
-from pinnace.runtime.variants import best_variant, judge_variants
-from pinnace.runtime.verify import verify_bundle
+from pinnace.runtime.bundles import needs, speeds
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.variants import best_variant, judge_variants
+from pinnace.runtime.checks.inspect_bundle import describe, render
+from pinnace.runtime.checks.verify import verify_bundle
+from pinnace.runtime.engine.session import Session, load
+from pinnace.runtime.machine import cpu
+from pinnace.runtime.machine.cpu import Cpu
 from pinnace.spec import EXACT_INT8_DOT, CacheSpec, FileFact, Variant
 from tests.conftest import DATA
 from tests.tiny_bundle import example, make_bundle, write_manifest
@@ -58,7 +59,7 @@ def int8(folder: Path, record: Mapping[str, Any] = INTEGERS, **fields: Any) -> P
 
 def on(monkeypatch: pytest.MonkeyPatch, processor: Cpu) -> None:
     monkeypatch.setattr(cpu, "read_cpu", lambda *_: processor)
-    monkeypatch.setattr("pinnace.runtime.variants.read_cpu", lambda *_: processor)
+    monkeypatch.setattr("pinnace.runtime.bundles.variants.read_cpu", lambda *_: processor)
 
 
 def test_a_variant_for_another_processor_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,12 +15,15 @@ import numpy as np
 import onnx
 import pytest
 
-from pinnace.cli import main
+from pinnace.cli.main import main
 from pinnace.errors import BundleError, UsageError
-from pinnace.runtime import cpu, doctor, ort, threads
-from pinnace.runtime.golden import MAX_BYTES, read_golden
-from pinnace.runtime.inspect_bundle import describe, render
-from pinnace.runtime.verify import VerifyReport, certificate_summary, verify_bundle
+from pinnace.runtime.bundles.certificate import certificate_summary
+from pinnace.runtime.checks import doctor
+from pinnace.runtime.checks.golden import MAX_BYTES, read_golden
+from pinnace.runtime.checks.inspect_bundle import describe, render
+from pinnace.runtime.checks.verify import VerifyReport, verify_bundle
+from pinnace.runtime.engine import ort
+from pinnace.runtime.machine import cpu, threads
 from pinnace.safetensors_header import read_header
 from tests.tiny_bundle import make_bundle, write_golden, write_manifest
 
@@ -350,7 +353,7 @@ def test_installed_builds_are_found_without_asking_for_metadata() -> None:
     builds = (ort.CPU_PACKAGE, ort.GPU_PACKAGE)
     known = {found.name: found.version for found in importlib.metadata.distributions() if found.name in builds}
     assert ort.package_versions() == known != {}
-    code = "import sys, pinnace.runtime.ort; print('importlib.metadata' in sys.modules)"
+    code = "import sys, pinnace.runtime.engine.ort; print('importlib.metadata' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
 
 

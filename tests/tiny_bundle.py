@@ -15,7 +15,7 @@ import onnx
 from onnx import TensorProto, helper
 from safetensors.numpy import save_file
 
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.engine.ort import onnxruntime
 from pinnace.safetensors_header import read_header
 from pinnace.spec import FileFact, Limits, Manifest, Source, TensorSpec, Variant
 

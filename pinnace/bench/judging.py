@@ -12,11 +12,11 @@ from pinnace.bench.processes import is_own
 from pinnace.bench.rounds import CPU
 from pinnace.compare import Evaluation
 from pinnace.errors import UsageError
-from pinnace.quantize.examples import Examples, read_examples
+from pinnace.quantize.examples.source import Examples, read_examples
 from pinnace.spec import REFERENCE
 
 if TYPE_CHECKING:
-    from pinnace.quantize.evaluate import Judge
+    from pinnace.quantize.judging.evaluate import Judge
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,7 +53,9 @@ def read_data(path: str | Path, plan: Plan) -> Examples:
 
 def judged(plan: Plan, examples: Examples, progress: Callable[[str], None]) -> Judged:
     """Measure the task's metric of every variant; threads do not change it, so each is judged once."""
-    from pinnace.quantize.evaluate import Judge  # opens onnxruntime here, which nothing needs before the clock stops
+    from pinnace.quantize.judging.evaluate import (
+        Judge,  # opens onnxruntime here, which nothing needs before the clock stops
+    )
 
     judges: dict[Path, Judge] = {}
     known: dict[tuple[Path, str], Evaluation] = {}

@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.bench.loop import Prepared
-from pinnace.runtime import threads
-from pinnace.runtime.native import session_options
-from pinnace.runtime.ort import onnxruntime
+from pinnace.runtime.engine.native import session_options
+from pinnace.runtime.engine.ort import onnxruntime
+from pinnace.runtime.machine import threads
 
 GEMM, MEMORY = "gemm", "memory"
 # Rows, inner size and columns of the multiplications, the shapes of encoders' layers; the fastest is the limit.

@@ -10,9 +10,9 @@ import numpy as np
 
 from pinnace.bench.jobs import IDS, PROMPT, TEXTS, Texts, answer_text, rows_of, rows_to_compare
 from pinnace.bench.loop import Prepared, Seen
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.inputs import Array
-from pinnace.runtime.session import Session
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.inputs import Array
+from pinnace.runtime.engine.session import Session
 from pinnace.spec import Manifest
 
 _EMBED: Final = "feature-extraction"
@@ -34,7 +34,7 @@ class Pinnace:
         self._pipe: Any = None
         self._session: Session | None = None
         if options.get("texts"):
-            from pinnace.runtime.pipelines import pipeline
+            from pinnace.runtime.pipelines.table import pipeline
 
             where = {key: options[key] for key in ("precision", "device", "threads")}
             self._pipe = pipeline(options.get("task") or self._task, self._bundle, **where)
@@ -83,7 +83,7 @@ class Pinnace:
         return Prepared(given.sizes, lambda index, _seen: pipe(given.queries[index], **options), read)
 
     def _prepare_prompt(self, job: Mapping[str, Any]) -> Prepared:
-        from pinnace.runtime.generation import Generator
+        from pinnace.runtime.generation.generator import Generator
 
         generator, rows = Generator(self._open()), rows_of(job)
         # No token ends a row: all programs write as many.

@@ -13,8 +13,8 @@ from pinnace.bench.jobs import IDS, PROMPT, TEXTS
 from pinnace.bench.request import Request, check_request, decoder_sizes
 from pinnace.bench.results import Settings
 from pinnace.errors import UsageError
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.threads import thread_count
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.machine.threads import thread_count
 
 PROGRAM: Final = "pinnace"
 # What two bundles are called whose folders have one name.

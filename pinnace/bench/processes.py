@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from pinnace.bench import limits
 from pinnace.bench.children import Run, Server, run_child
-from pinnace.bench.flops import Cost
 from pinnace.bench.machine import Energy, Usage
 from pinnace.bench.plan import PROGRAM, CandidatePlan, PointPlan
+from pinnace.bench.profile.flops import Cost
 
 _WORKER: Final = ("-m", "pinnace.bench.worker")
 _LIMIT_SECONDS: Final = 0.15
@@ -45,7 +45,7 @@ class Workplace:
     def cost(self, plan: CandidatePlan) -> Cost:
         """Count what a row of a bundle's variant costs."""
         options = json.dumps({"model": str(plan.bundle.path), "precision": plan.precision})
-        words = [sys.executable, "-m", "pinnace.bench.flops", options]
+        words = [sys.executable, "-m", "pinnace.bench.profile.flops", options]
         found = json.loads(run_child(words, threads=plan.threads, folder=self._folder).output)
         return Cost(tuple(found["coefficients"]), found["weight_bytes"], found["token_bytes"])
 

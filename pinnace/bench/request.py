@@ -9,7 +9,7 @@ from typing import Any
 from pinnace.bench.results import SCENARIOS
 from pinnace.bench.worker import PEERS
 from pinnace.errors import UsageError, unknown_word
-from pinnace.runtime.bundle import Bundle
+from pinnace.runtime.bundles.bundle import Bundle
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.bench.children import ChildFailed
-from pinnace.bench.flops import Cost
 from pinnace.bench.jobs import IDS, PROMPT
 from pinnace.bench.plan import CandidatePlan, Plan, PointPlan
 from pinnace.bench.processes import LimitMeter, Meter, Workplace, is_own
+from pinnace.bench.profile.flops import Cost
 from pinnace.bench.rate_search import (
     RateSearch,
     most_late,

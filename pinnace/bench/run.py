@@ -23,7 +23,7 @@ from pinnace.bench.results import Candidate, Result
 from pinnace.bench.rounds import measure
 from pinnace.bench.summary import summarize
 from pinnace.errors import MissingExtra
-from pinnace.runtime.tokenizer import load_tokenizer
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import canonical_task
 
 # Architecture -> the task that random weights are exported for unless another one is asked for.

@@ -33,7 +33,7 @@ from pinnace.bench.results import (
 )
 from pinnace.bench.rounds import CPU, Raw
 from pinnace.errors import CheckFailed
-from pinnace.runtime import threads
+from pinnace.runtime.machine import threads
 
 Block = Mapping[str, Any]
 _NO_ENERGY: Final = "the machine does not tell its energy to this user (RAPL)"

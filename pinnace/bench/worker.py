@@ -24,14 +24,14 @@ PROGRAMS: Final[Mapping[str, str]] = MappingProxyType(
     {
         "pinnace": "pinnace.bench.own:open_own",
         "limits": "pinnace.bench.limits:Limits",
-        "transformers": "pinnace.bench.peer_torch:open_transformers",
-        "sentence-transformers": "pinnace.bench.peer_torch:SentenceTransformers",
-        "optimum": "pinnace.bench.peer_torch:open_optimum",
-        "fastembed": "pinnace.bench.peer_graphs:FastEmbed",
-        "openvino": "pinnace.bench.peer_graphs:OpenVino",
-        "onnxruntime": "pinnace.bench.peer_graphs:BareOnnxRuntime",
-        "onnxruntime-genai": "pinnace.bench.peer_decoders:GenAI",
-        "llama.cpp": "pinnace.bench.peer_decoders:LlamaCpp",
+        "transformers": "pinnace.bench.peers.pytorch:open_transformers",
+        "sentence-transformers": "pinnace.bench.peers.pytorch:SentenceTransformers",
+        "optimum": "pinnace.bench.peers.pytorch:open_optimum",
+        "fastembed": "pinnace.bench.peers.graphs:FastEmbed",
+        "openvino": "pinnace.bench.peers.graphs:OpenVino",
+        "onnxruntime": "pinnace.bench.peers.graphs:BareOnnxRuntime",
+        "onnxruntime-genai": "pinnace.bench.peers.decoders:GenAI",
+        "llama.cpp": "pinnace.bench.peers.decoders:LlamaCpp",
     }
 )
 # Peer -> the kinds of jobs that it can do.

@@ -10,7 +10,7 @@ import numpy as np
 
 from pinnace.errors import InputError, UsageError
 from pinnace.json_text import to_json
-from pinnace.runtime.generation_row import Token
+from pinnace.runtime.generation.row import Token
 from pinnace.runtime.server.exchange import Exchange
 from pinnace.runtime.server.failures import Refused, as_refused
 from pinnace.runtime.server.forms import ChatForm, Form, TextForm, usage

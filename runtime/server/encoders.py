@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.errors import unknown_word
-from pinnace.runtime.feature_extraction import FeatureExtractionPipeline
+from pinnace.runtime.pipelines.feature_extraction import FeatureExtractionPipeline
 from pinnace.runtime.server.exchange import Exchange
 from pinnace.runtime.server.failures import Refused
 from pinnace.runtime.server.parameters import read_switch

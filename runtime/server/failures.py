@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import DeadlineExceeded, MachineError, MissingExtra, NumericalError, PinnaceError, UsageError
-from pinnace.runtime.chat_process import TemplateStopped
+from pinnace.runtime.chat.process import TemplateStopped
 
 # Recorded, never sent: the client went away before it was answered.
 _CLIENT_GONE: Final = 499

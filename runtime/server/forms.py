@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Final
 
-from pinnace.runtime.generation_row import Token
+from pinnace.runtime.generation.row import Token
 from pinnace.runtime.server.work import Call
 
 _REASONS: Final = {"eos": "stop", "stop_string": "stop", "length": "length", "time": "length"}

@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import UsageError, unknown_word
-from pinnace.runtime.bundle import Bundle
-from pinnace.runtime.inputs import example_inputs
-from pinnace.runtime.pipeline_base import Pipeline
-from pinnace.runtime.pipelines import pipeline
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.inputs import example_inputs
+from pinnace.runtime.pipelines.base import Pipeline
+from pinnace.runtime.pipelines.shared_runs import SharedRuns
+from pinnace.runtime.pipelines.table import pipeline
+from pinnace.runtime.pipelines.text_generation import TextGenerationPipeline
 from pinnace.runtime.server.failures import Refused
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.settings import Settings
 from pinnace.runtime.server.slot_generator import SlotGenerator
 from pinnace.runtime.server.views import encoder_view, view
 from pinnace.runtime.server.work import Call
-from pinnace.runtime.shared_runs import SharedRuns
-from pinnace.runtime.text_generation import TextGenerationPipeline
 
 _NAME: Final = re.compile(r"[\w.:@+-]+(/[\w.:@+-]+)*")
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import UsageError, unknown_word
-from pinnace.runtime.generation_fields import FIELDS
+from pinnace.runtime.generation.fields import FIELDS
 from pinnace.runtime.server.failures import Refused
 
 # Parameter -> option of the pipeline. Those behind the line are no part of OpenAI's API; other servers know them too.

@@ -9,10 +9,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from pinnace.errors import InputError, PinnaceError
-from pinnace.runtime.cancellation import CANCELLED, RunLimit
-from pinnace.runtime.decoder import Decoder, Stopped
-from pinnace.runtime.generation_row import Row, Token
-from pinnace.runtime.slots import Reading, Slots
+from pinnace.runtime.engine.cancellation import CANCELLED, RunLimit
+from pinnace.runtime.generation.decoder import Decoder, Stopped
+from pinnace.runtime.generation.row import Row, Token
+from pinnace.runtime.generation.slots import Reading, Slots
 
 # What a request reads: a token of one of its rows, the error that ended them, or None once they have been taken out.
 Told = Token | BaseException | None

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from typing import Any, Final
 
 from pinnace.errors import UsageError
-from pinnace.runtime.cancellation import CANCELLED, RunLimit
-from pinnace.runtime.generation import Generator
-from pinnace.runtime.generation_request import Request
-from pinnace.runtime.generation_result import Generated
-from pinnace.runtime.generation_row import Token
+from pinnace.runtime.engine.cancellation import CANCELLED, RunLimit
+from pinnace.runtime.generation.generator import Generator
+from pinnace.runtime.generation.request import Request
+from pinnace.runtime.generation.result import Generated
+from pinnace.runtime.generation.row import Token
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.work import Call
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pinnace.runtime.pipeline_base import Pipeline
+from pinnace.runtime.pipelines.base import Pipeline
 from pinnace.runtime.server.work import Call
 
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 
-from pinnace.runtime.cancellation import Cancellation
+from pinnace.runtime.engine.cancellation import Cancellation
 
 _END: Final = object()
 

@@ -1,0 +1,67 @@
+"""Turn pickle checkpoints into safetensors, for those who say that they trust the file. Never reached otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from pinnace.errors import CheckpointError, MissingExtra
+from pinnace.models.checkpoints.tensor_files import write_tensors
+
+# Older readers could be made to run code even in the restricted mode (CVE-2025-32434, CVE-2026-24747).
+OLDEST_TORCH: Final = (2, 10)
+# Training tools wrap the weights in one of these.
+_WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
+
+
+def converted(files: Sequence[Path], torch_version: str = torch.__version__) -> TemporaryDirectory[str]:
+    """Read pickle files with PyTorch's restricted reader and write ``model.safetensors`` into a temporary folder.
+
+    Args:
+        files: the pickles of one checkpoint, shards together.
+        torch_version: of the reader.
+
+    Returns:
+        The folder; it vanishes with this object.
+
+    Raises:
+        MissingExtra: PyTorch is too old to be safe.
+        CheckpointError: a file holds something else than tensors, or cannot be read.
+    """
+    found = re.match(r"(\d+)\.(\d+)", torch_version)
+    if found is None or (int(found[1]), int(found[2])) < OLDEST_TORCH:
+        raise MissingExtra("export", f"reading a pickle safely (torch 2.10 or newer; this is {torch_version})")
+    tensors: dict[str, Tensor] = {}
+    for file in files:
+        for name, tensor in _read(file).items():
+            if name in tensors:
+                raise CheckpointError(f"{file.parent}: {name!r} is in two of its pickles; keep one checkpoint there")
+            # Copies, since a pickle may hold views that share memory or are not contiguous.
+            tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
+    folder = TemporaryDirectory(prefix="pinnace-converted-")
+    write_tensors(Path(folder.name) / "model.safetensors", tensors)
+    return folder
+
+
+def _read(file: Path) -> dict[str, Tensor]:
+    try:
+        content: Any = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # the reader raises many kinds, for damage as for refused code
+        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        raise CheckpointError(f"{file} cannot be read as plain weights: {reason}") from None
+    for wrapper in _WRAPPERS:
+        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
+            content = content[wrapper]
+            break
+    good = isinstance(content, dict) and all(
+        isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in content.items()
+    )
+    if not good:
+        raise CheckpointError(f"{file} must hold a dictionary of tensors, or one under {', '.join(_WRAPPERS)}")
+    return dict(content)

@@ -1,0 +1,1 @@
+"""Other people's programs at the same job, each in an environment of its own."""

@@ -1,0 +1,1 @@
+"""Where the time of a bundle goes: by layer of the model, by part, by operator."""

@@ -1,0 +1,1 @@
+"""Reports: one HTML file or pictures, of a benchmark or of a profile."""

@@ -1,0 +1,229 @@
+"""``pinnace run``: a bundle answers one text, or a file of inputs, line by line."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import IO, Any, Final, TypeAlias
+
+from pinnace.cli.answers import AnswersFile, input_facts
+from pinnace.cli.inputs import (
+    INPUT_FIELDS,
+    Item,
+    flag_of,
+    items_of_lines,
+    one_input,
+    read_labels,
+    shared_options,
+)
+from pinnace.cli.output import Console
+from pinnace.cli.progress import Progress
+from pinnace.errors import MachineError, UsageError, unknown_word
+from pinnace.forms import FORMS
+from pinnace.spec import canonical_task
+
+# Python's words are understood beside JSON's.
+_PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
+
+
+def run(arguments: SimpleNamespace, console: Console) -> int:
+    """Answer with a bundle; the flags are those of the command table."""
+    from pinnace.runtime.bundles.bundle import Bundle
+    from pinnace.runtime.pipelines.table import pipeline
+
+    options = read_options(arguments.option or ())
+    bundle = Bundle.open(arguments.bundle, verify=not arguments.no_verify)
+    task = canonical_task(arguments.task or bundle.manifest.task)
+    if task not in FORMS:
+        raise unknown_word("task that answers on the command line", task, FORMS)
+    given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
+    if given["candidate_labels"] is not None:
+        given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
+    text = None if arguments.text == "-" else arguments.text
+    single = one_input(task, text, given)
+    source = arguments.input or ("-" if arguments.text == "-" else None)
+    if single is not None and source is not None:
+        raise UsageError("both one input (TEXT or flags) and lines (--input) are given; give one of them")
+    implied = single is None and source is None
+    if implied:
+        source = _piped(task)
+    output = _chosen_output(arguments, console, single is not None)
+    if output is not None and source is not None:
+        _check_apart(source, output)
+    pipe = pipeline(
+        task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
+        batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
+    )  # fmt: skip
+    console.detail(f"opened {pipe!r} for {task}")
+    facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
+    decides = {
+        **facts,
+        "manifest": bundle.manifest.to_json(),
+        "options": options,
+        "fields": given,
+        "json": console.json,
+    }
+    if arguments.resume or (single is None and Path(str(source)).is_file()):
+        decides |= {"input": input_facts(str(source)), "lines": arguments.lines}
+
+    def answers(done: int) -> Iterator[Any]:
+        if single is not None:
+            return iter([pipe(single.value, **{**options, **single.options})])
+        progress = Progress(console, _size_of(str(source)), done)
+        items = items_of_lines(task, str(source), arguments.lines or "auto", shared_options(task, given))
+        found = _answers(pipe, _rest(items, done, progress), options)
+        watched = console.live and (output is not None or not sys.stdout.isatty())
+        return progress.watch(found) if watched else found
+
+    count = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
+    if implied and not count:
+        raise UsageError("nothing to answer: standard input is empty; give TEXT or --input FILE")
+    console.detail(f"{count} answered in {console.seconds:.2f} s")
+    _say_next(arguments, console, lines=single is None)
+    return 0
+
+
+def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Read ``name=value`` pairs (the value as JSON where it is JSON, else a text) and JSON objects.
+
+    Raises:
+        UsageError: another form.
+    """
+    options: dict[str, Any] = {}
+    for pair in said:
+        if pair.lstrip().startswith("{"):
+            try:
+                options |= json.loads(pair)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"--option {pair!r} is not JSON: {error}") from None
+            continue
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--option is {pair!r}; expected name=value, such as top_k=3")
+        options[name.strip().replace("-", "_")] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+
+
+def _piped(task: str) -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise UsageError(
+            f"nothing to answer: give TEXT, or --input FILE with one input a line.\n"
+            f"  for example: pinnace run BUNDLE {FORMS[task].example}"
+        )
+    return "-"
+
+
+def _answers(pipe: Any, items: Iterator[Item], options: dict[str, Any]) -> Iterator[Any]:
+    """Answer a stream; neighbours with the same options share their batches."""
+    for own, group in itertools.groupby(items, key=lambda item: item.options):
+        yield from pipe(_checked(pipe, group), **{**options, **own})
+
+
+def _checked(pipe: Any, items: Iterator[Item]) -> Iterator[Any]:
+    for item in items:
+        pipe.check_input(item.value, item.place)  # so that the message names the line
+        yield item.value
+
+
+def _rest(items: Iterator[Item], done: int, progress: Progress) -> Iterator[Item]:
+    """Pass on the items that have no answer yet, and say how far the input is read."""
+    for number, item in enumerate(items):
+        progress.read = item.end
+        if number < done:
+            progress.skipped = item.end
+        else:
+            yield item
+
+
+def _size_of(source: str) -> int | None:
+    return Path(source).stat().st_size if Path(source).is_file() else None
+
+
+Opened: TypeAlias = contextlib.AbstractContextManager[tuple[IO[str], int]]
+
+
+def _write(
+    answers: Callable[[int], Iterator[Any]], facts: dict[str, Any], destination: Opened, console: Console
+) -> int:
+    """Write results as they come: one a line, or inside one object where ``--json`` asks for it."""
+    count = 0
+    with destination as (file, done):
+        if done:
+            console.log(f"{done:,} answers are there already")
+        if console.json:
+            file.write(f'{console.to_json(facts)[:-1]}, "results": [')
+        for result in answers(done):
+            line = console.to_json(result)
+            file.write(f"{', ' if count else ''}{line}" if console.json else f"{line}\n")
+            count += 1
+        if console.json:
+            file.write(f'], "count": {count}, "seconds": {console.seconds:.3f}}}\n')
+        file.flush()
+    console.clear()
+    return count
+
+
+def _chosen_output(arguments: SimpleNamespace, console: Console, alone: bool) -> Path | None:
+    """The file to write; None for standard output.
+
+    Raises:
+        UsageError: a folder, or ``--resume`` where nothing could be resumed.
+    """
+    output = None if arguments.output in (None, "-") else Path(arguments.output)
+    if arguments.resume and (output is None or alone or console.json or (output.exists() and not output.is_file())):
+        raise UsageError("--resume goes with --input FILE and --output FILE, and without --json: answers line by line")
+    if output is not None and output.is_dir():
+        raise UsageError(f"--output {output} is a folder; give a file")
+    return output
+
+
+def _check_apart(source: str, output: Path) -> None:
+    """Check that the answers would not take the place of the input.
+
+    Raises:
+        UsageError: they would.
+    """
+    if source != "-" and output.is_file() and Path(source).exists() and output.samefile(source):
+        raise UsageError(f"--input {source} and --output {output} are the same file; give another one for the answers")
+
+
+@contextlib.contextmanager
+def _destination(
+    output: Path | None, decides: dict[str, Any], console: Console, *, resume: bool
+) -> Iterator[tuple[IO[str], int]]:
+    """Standard output, or a file that appears whole or not at all; and how many answers it has already."""
+    if output is None:
+        yield console.out, 0
+    elif output.exists() and not output.is_file():  # a device or pipe cannot be replaced
+        try:
+            with output.open("w", encoding="utf-8") as file:
+                yield file, 0
+        except OSError as error:
+            raise MachineError(f"cannot write {output}: {error.strerror}") from None
+    else:
+        answers = AnswersFile(output, decides, resume=resume)
+        with answers.opened() as file:
+            yield file, answers.done
+
+
+def _say_next(arguments: SimpleNamespace, console: Console, *, lines: bool) -> None:
+    folder = shlex.quote(str(arguments.bundle))
+    if lines:
+        console.next(f"pinnace inspect {folder}", "see what answered")
+    else:
+        console.next(f"pinnace run {folder} --input FILE.jsonl --output ANSWERS.jsonl", "answer many at once")

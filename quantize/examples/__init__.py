@@ -1,0 +1,1 @@
+"""Inputs that calibrate and judge: a user's file, the package's own texts, or random numbers."""

@@ -1,0 +1,167 @@
+"""A bundle: the folder that export writes and the runtime reads, opened and checked."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.errors import BundleError, nearest_word, unknown_word
+from pinnace.runtime.bundles import integrity, verdicts
+from pinnace.spec import AUTO, MANIFEST_NAME, PRECISIONS, Manifest, Variant
+
+MAX_JSON_BYTES: Final = 16 << 20
+_CHECKPOINT_SIGNS: Final = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "*.ckpt", "*.pt")
+
+
+class Bundle:
+    """An opened bundle. Make one with `Bundle.open`.
+
+    Attributes:
+        path: the folder, absolute.
+        manifest: all facts of the bundle.
+        verified: whether its files were checked.
+    """
+
+    def __init__(self, path: Path, manifest: Manifest, *, verified: bool) -> None:
+        self.path = path
+        self.manifest = manifest
+        self.verified = verified
+
+    @classmethod
+    def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
+        """Open a bundle and check it.
+
+        Args:
+            path: the folder.
+            verify: check names, links, SHA-256 and graphs of all files. The verdict is remembered by the files'
+                identity in the user's cache folder, so that the next start costs nothing.
+
+        Raises:
+            BundleError: no such folder, not a bundle, or a missing, extra, renamed, changed or unsafe file.
+        """
+        folder = Path(path).expanduser().absolute()
+        if not folder.is_dir():
+            raise BundleError(_no_folder(folder))
+        if not (folder / MANIFEST_NAME).exists():
+            raise BundleError(_no_manifest(folder))
+        started = verdicts.now_ns()
+        identity = integrity.identify(folder, MANIFEST_NAME)
+        bundle = cls(folder, Manifest.from_json(_read_text(folder / MANIFEST_NAME)), verified=verify)
+        bundle._check_references()
+        if verify:
+            identities = {**integrity.check_names(folder, bundle.manifest.files), MANIFEST_NAME: identity}
+            if not verdicts.is_remembered(folder, identities):
+                bundle._check_contents()
+                verdicts.remember(folder, identities, started)
+        return bundle
+
+    def variant(self, precision: str | None = None) -> Variant:
+        """Return the variant of a precision; None takes fp32 where present, else the first; ``"auto"`` as `precision`.
+
+        Raises:
+            UsageError: the bundle has no such variant; the text lists those it has.
+        """
+        return self.manifest.variants[self.precision(precision)]
+
+    def precision(self, precision: str | None = None, device: str = "cpu") -> str:
+        """Return the precision that a request means.
+
+        Args:
+            precision: a variant; None takes fp32 where present, else the first; ``"auto"`` takes the best verified one
+                for the device on this machine, as `pinnace.runtime.bundles.variants` judges.
+            device: where it will run.
+
+        Raises:
+            UsageError: as `variant`.
+            MachineError: ``"auto"``, and no variant fits.
+        """
+        variants = self.manifest.variants
+        if precision is None:
+            return "fp32" if "fp32" in variants else next(iter(variants))
+        if precision == AUTO:
+            from pinnace.runtime.bundles.variants import best_variant  # it runs sessions, which open bundles
+
+            return best_variant(self, device)
+        if precision not in variants:
+            raise unknown_word(f"precision of {self.path.name}", str(precision), [*variants, AUTO])
+        return precision
+
+    def graph_path(self, precision: str | None = None) -> Path:
+        """Return the ONNX file of a precision.
+
+        Raises:
+            UsageError: as `variant`.
+        """
+        return self.path / self.variant(precision).graph
+
+    def config(self) -> dict[str, Any]:
+        """Return what ``config.json`` says, unchecked facts of the original checkpoint.
+
+        Raises:
+            BundleError: no such file, or not a JSON object.
+        """
+        text = _read_text(self.path / "config.json")
+        try:
+            config = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise BundleError(f"config.json in {self.path} is not JSON: {str(error)[:200]}") from None
+        if not isinstance(config, dict):
+            raise BundleError(f"config.json in {self.path} must be an object, got {type(config).__name__}")
+        return config
+
+    def _check_references(self) -> None:
+        """Check that the files which the variants name are among the manifest's files."""
+        manifest = self.manifest
+        if not manifest.variants:
+            raise BundleError(f"{MANIFEST_NAME} in {self.path} names no variant, so there is nothing to run")
+        for precision, variant in manifest.variants.items():
+            if precision not in PRECISIONS:
+                raise BundleError(f"{MANIFEST_NAME} names the precision {precision!r}; known: {', '.join(PRECISIONS)}")
+            for name in (variant.graph, *variant.weights):
+                if name not in manifest.files:
+                    raise BundleError(f"{MANIFEST_NAME}: variant {precision} uses {name}, which is not among the files")
+
+    def _check_contents(self) -> None:
+        from pinnace.runtime.bundles import hygiene  # 15 ms, which a start whose verdict is remembered does not need
+
+        integrity.check_hashes(self.path, self.manifest.files)
+        for variant in self.manifest.variants.values():
+            hygiene.check_graph(self.path, variant.graph, self.manifest.files)
+        for name in self.manifest.files:
+            if name.endswith(".safetensors"):
+                hygiene.check_weights(self.path / name)
+
+    def __repr__(self) -> str:
+        manifest = self.manifest
+        return f"Bundle({str(self.path)!r}, {manifest.task}, {manifest.head}, {', '.join(manifest.variants)})"
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BundleError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes; refused")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise BundleError(f"cannot read {path}: {reason}") from None
+
+
+def _no_folder(folder: Path) -> str:
+    if folder.exists():
+        return f"{folder} is a file; expected a bundle's folder, the one with {MANIFEST_NAME} in it"
+    siblings = [entry.name for entry in folder.parent.iterdir() if entry.is_dir()] if folder.parent.is_dir() else []
+    near = nearest_word(folder.name, siblings)
+    hint = f" Did you mean {folder.parent / near}?" if near else ""
+    return f"there is no folder {folder}.{hint} Make a bundle with: pinnace export MODEL --task TASK -o {folder.name}"
+
+
+def _no_manifest(folder: Path) -> str:
+    if (folder / "config.json").exists() and any(any(folder.glob(sign)) for sign in _CHECKPOINT_SIGNS):
+        return (
+            f"{folder} is a checkpoint, not a bundle (it has no {MANIFEST_NAME}). "
+            f"Make a bundle of it with: pinnace export {folder} --task TASK"
+        )
+    nested = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST_NAME}"))
+    hint = f" It is in {folder / nested[0]}; open that." if nested else ""
+    return f"{folder} is not a bundle: {MANIFEST_NAME} is missing.{hint}"

@@ -1,0 +1,1 @@
+"""The machine beneath: its processor, the cores that are granted, threads that share them, memory pages, forks."""

@@ -1,0 +1,1 @@
+"""Texts in, answers out: one class for each task, and what all of them share."""

@@ -1,0 +1,105 @@
+"""What a pipeline opens at first use: session and tokenizer, both at once, and what follows from them."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.engine.footprint import Footprint
+from pinnace.runtime.engine.session import Session
+from pinnace.runtime.machine.threads import thread_count
+from pinnace.runtime.pipelines.batching import RUN_TOKENS, default_token_budget
+from pinnace.runtime.pipelines.feeds import fixed_shape
+from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
+
+# Most bytes that one batch's outputs may take: logits over a vocabulary are far larger than the activations.
+OUTPUT_BYTES: Final = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What was opened.
+
+    Attributes:
+        session: runs the graph.
+        tokenizer: makes its inputs.
+        token_budget: most tokens of a batch, padding counted.
+        run_tokens: what a run costs beside its tokens, in tokens.
+        longest: most tokens of a row.
+        footprint: what weights and runs take of the memory.
+    """
+
+    session: Session
+    tokenizer: Tokenizer
+    token_budget: int
+    run_tokens: int
+    longest: int
+    footprint: Footprint
+
+
+def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> Parts:
+    """Open the session and the tokenizer of a bundle.
+
+    Args:
+        bundle: the bundle, opened.
+        arguments: those of `Pipeline`, by name.
+        replicas: how many runs share the threads.
+
+    Raises:
+        PinnaceError: as `Session` and `load_tokenizer`.
+    """
+    manifest = bundle.manifest
+    threads = max(1, thread_count(arguments["threads"]) // replicas)
+    # The session is opened in C++ and holds no lock of Python's, so the tokenizer is read meanwhile.
+    with _Reading(bundle.path) as reading:
+        session = Session(
+            bundle, arguments["precision"], device=arguments["device"], threads=threads,
+            spin=arguments["spin"], memory_limit=arguments["memory_limit"],
+        )  # fmt: skip
+        tokenizer = reading.result()
+    shape = fixed_shape(manifest)
+    longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
+    longest = min(longest, shape.tokens or longest)
+    config = bundle.config()
+    budget = arguments["batch_tokens"] or default_token_budget(int(config.get("hidden_size", 768)))
+    numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
+    budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
+    # A run of fixed shape costs the same whatever it holds, and one on a GPU little more for many rows than for few.
+    few = shape.rows or shape.tokens or arguments["device"] != "cpu"
+    footprint = Footprint.of(manifest, session.precision, config)
+    return Parts(session, tokenizer, budget, budget if few else RUN_TOKENS, longest, footprint)
+
+
+class _Reading(threading.Thread):
+    """A tokenizer that is being read. (``concurrent.futures`` brings logging and more: 10 ms of every start.)"""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(name="pinnace-tokenizer")
+        self._folder = folder
+        self._tokenizer: Tokenizer | None = None
+        self._error: BaseException | None = None
+
+    def __enter__(self) -> _Reading:
+        self.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.join()
+
+    def run(self) -> None:
+        """Read it."""
+        try:
+            self._tokenizer = load_tokenizer(self._folder)
+        except BaseException as error:  # raised again where it is asked for
+            self._error = error
+
+    def result(self) -> Tokenizer:
+        """Wait for the tokenizer."""
+        self.join()
+        if self._tokenizer is None:
+            raise self._error or RuntimeError("the thread ended early")
+        return self._tokenizer
