@@ -180,7 +180,8 @@ def make_checkpoint(folder: str, stored: str, changes: str) -> None:
     for shard in range(SHARDS):
         file = f"model-{shard + 1:05}-of-{SHARDS:05}.safetensors"
         own = names[shard::SHARDS]
-        write_safetensors(target / file, {name: (stored, shapes[name]) for name in own}, content)
+        with (target / file).open("wb") as opened:
+            write_safetensors(opened, {name: (stored, shapes[name]) for name in own}, content)
         places |= dict.fromkeys(own, file)
     (target / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}), "utf-8")
 

@@ -70,11 +70,9 @@ def bind_weights(
         wanted = {name: _type_of(value) for name, value in weights.items()}
         if file_name == CHECKPOINT_NAME:
             wanted |= dict.fromkeys(folded, ir.DataType.FLOAT)
-        write_safetensors(
-            folder / file_name,
-            {name: (_WRITTEN[kind][0], located[name].shape) for name, kind in sorted(wanted.items())},
-            lambda name: _converted(name, located[name], wanted[name]),
-        )
+        stored = {name: (_WRITTEN[kind][0], located[name].shape) for name, kind in sorted(wanted.items())}
+        with (folder / file_name).open("wb") as file:
+            write_safetensors(file, stored, lambda name: _converted(name, located[name], wanted[name]))
         entries = read_header(folder / file_name)
         places = {n: TensorLocation(folder / file_name, *entries[n]) for n in weights}
     for name, value in weights.items():
@@ -159,4 +157,5 @@ def random_weights(
                 part = generator.standard_normal(count, np.float32) * np.float32(spread)
             yield part.astype("<f4").tobytes()
 
-    write_safetensors(path, {name: ("F32", shape) for name, shape in sorted(shapes.items())}, content)
+    with path.open("wb") as file:
+        write_safetensors(file, {name: ("F32", shape) for name, shape in sorted(shapes.items())}, content)

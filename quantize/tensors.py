@@ -155,7 +155,8 @@ class TensorPlan:
             assert tuple(array.shape) == shape, f"{name} is {array.shape}, planned {shape}"
             yield np.ascontiguousarray(array, _STORED[dtype][1]).tobytes()
 
-        write_safetensors(path, entries, content)
+        with path.open("wb") as file:
+            write_safetensors(file, entries, content)
         for name, entry in read_header(path).items():
             value = self._graph.initializers[name]
             value.const_value = ir.ExternalTensor(

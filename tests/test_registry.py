@@ -74,7 +74,8 @@ def test_unknown_words_name_the_nearest() -> None:
 
 def test_looking_things_up_needs_no_pytorch() -> None:
     code = (
-        "import sys; from pinnace.models import registry, checkpoint, checkpoint_names, hub; "
+        "import sys; from pinnace.models import registry; "
+        "from pinnace.models.checkpoints import checkpoint, names, hub; "
         "arch = registry.arch_of({'model_type': 'bert'}); arch.config_class()(); list(registry.supported()); "
         "bad = {'torch', 'transformers', 'onnx'} & set(sys.modules); sys.exit(f'imported {bad}' if bad else 0)"
     )

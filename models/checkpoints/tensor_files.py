@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 import types
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-from pinnace.errors import CheckpointError, MachineError
+from pinnace.errors import CheckpointError
 from pinnace.models.checkpoints.checkpoint import TensorLocation
+from pinnace.replacing import replacing
+from pinnace.safetensors_writer import write_safetensors
 
 TORCH_TYPES: Final[Mapping[str, torch.dtype]] = types.MappingProxyType(
     {
@@ -59,24 +58,16 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
         CheckpointError: a tensor's type has no name in the format.
         MachineError: the disk is full or the folder cannot be written.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    position = 0
-    # Wide types first, so that every tensor starts at a multiple of its own size.
-    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
-    for name in order:
-        tensor = tensors[name]
+    for name, tensor in tensors.items():
         if tensor.dtype not in _NAMES:
             raise CheckpointError(f"{name!r} has type {tensor.dtype}, which a checkpoint here cannot hold")
-        end = position + tensor.numel() * tensor.element_size()
-        header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [position, end]}
-        position = end
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
+    order = sorted(tensors, key=lambda name: (-tensors[name].element_size(), name))
     with replacing(path) as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in order:
-            flat = tensors[name].detach().cpu().contiguous().reshape(-1)
-            file.write(_bytes(flat))
+        write_safetensors(
+            file,
+            {name: (_NAMES[tensors[name].dtype], tensors[name].shape) for name in order},
+            lambda name: iter([_bytes(tensors[name].detach().cpu().contiguous().reshape(-1))]),
+        )
 
 
 def _bytes(flat: Tensor) -> memoryview:
@@ -88,30 +79,3 @@ def write_json(path: Path, content: object) -> None:
     """Write a JSON file, whole or not at all."""
     with replacing(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=True) + "\n").encode())
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Write beside ``path`` and put the result in its place only when it is complete and on the disk."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    except OSError as error:
-        raise MachineError(f"cannot write in {path.parent}: {error.strerror}") from None
-    temporary = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.chmod(0o644 & ~_umask())
-        temporary.replace(path)
-    except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror}") from None
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    current = os.umask(0)
-    os.umask(current)
-    return current

@@ -15,7 +15,8 @@ from pinnace.errors import ConfigError, MachineError, UsageError, unknown_word
 from pinnace.models.checkpoints.hub import HubOptions, locate_file
 from pinnace.models.checkpoints.hub_upload import upload_folder
 from pinnace.models.configs.dicts import ConfigDicts
-from pinnace.models.configs.json_file import read_json_object, write_text_whole
+from pinnace.models.configs.json_file import read_json_object
+from pinnace.replacing import replacing
 
 CONFIG_NAME: Final = "config.json"
 # Arguments that callers written for transformers pass, and that mean nothing here.
@@ -184,7 +185,8 @@ class PreTrainedConfig(ConfigDicts):
         Raises:
             MachineError: the file cannot be written.
         """
-        write_text_whole(Path(json_file_path), self.to_json_string(use_diff=use_diff))
+        with replacing(Path(json_file_path)) as file:
+            file.write(self.to_json_string(use_diff=use_diff).encode())
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], push_to_hub: bool = False, **kwargs: Any) -> None:
         """Write ``config.json`` into a folder, which is made where there is none.

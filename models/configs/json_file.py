@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import CheckpointError, ConfigError, MachineError
+from pinnace.errors import CheckpointError, ConfigError
 
 LARGEST_FILE: Final = 4 << 20  # bytes; the largest published label maps are well below
 DEEPEST_NESTING: Final = 32
@@ -63,29 +62,6 @@ def to_json_text(values: dict[str, Any]) -> str:
         raise ConfigError(f"the configuration cannot be written as JSON: {error}") from None
 
 
-def write_text_whole(path: Path, text: str) -> None:
-    """Write beside the target, flush, and rename: a reader sees the old file or the new one.
-
-    Raises:
-        MachineError: the disk is full, or the folder cannot be written.
-    """
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            "w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8", delete=False
-        ) as file:
-            temporary = file.name
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except OSError as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        raise MachineError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def encode_floats(value: Any) -> Any:
     """Replace infinity and NaN, which JSON has no word for, by tagged objects."""
     if isinstance(value, float) and not math.isfinite(value):
@@ -120,9 +96,3 @@ def _is_deeper_than(value: Any, limit: int) -> bool:
         if not level:
             return False
     return True
-
-
-def _umask() -> int:
-    current = os.umask(0o022)
-    os.umask(current)
-    return current

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from pinnace.errors import MachineError
+from pinnace.replacing import replacing
 from pinnace.runtime.bundles.integrity import Identity
 
 # Raised whenever the checks grow: older verdicts then count no more.
@@ -59,18 +61,10 @@ def remember(folder: Path, identities: Mapping[str, Identity], started_ns: int) 
 
 def write_private(place: Path, text: str) -> None:
     """Write a file that only this user can read, whole or not at all; where that cannot be, nothing happens."""
-    import tempfile  # 6 ms, which a start with a remembered verdict does not need
-
-    with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError, MachineError):
         place.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        handle, name = tempfile.mkstemp(dir=place.parent, prefix=".new-")
-        try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
-                file.write(text)
-            Path(name).replace(place)
-        except BaseException:
-            Path(name).unlink(missing_ok=True)
-            raise
+        with replacing(place, private=True, durable=False) as file:
+            file.write(text.encode())
 
 
 def now_ns() -> int:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import tempfile
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from pinnace.errors import BundleError, CheckpointError, InputError, MachineError
+from pinnace.errors import BundleError, CheckpointError, InputError
+from pinnace.replacing import replacing
 from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.decoder import Decoder
 from pinnace.runtime.generation.kvcache_base import RowState
 from pinnace.safetensors_header import read_header, read_metadata
+from pinnace.safetensors_writer import write_safetensors
 
 _WORDS: Final = {"float32": "F32", "float16": "F16", "int64": "I64"}
 _FORMAT: Final = "pinnace-prefix-1"
@@ -71,34 +70,11 @@ class Prefix:
         Raises:
             MachineError: it cannot be written.
         """
-        target = Path(path)
         tensors = {"ids": self.ids} | {f"state.{i}": state for i, state in enumerate(self._states)}
-        header: dict[str, Any] = {"__metadata__": {"format": _FORMAT, "model": self.model, "sha256": _digest(tensors)}}
-        place = 0
-        for name, tensor in tensors.items():
-            header[name] = {
-                "dtype": _WORDS[tensor.dtype.name],
-                "shape": list(tensor.shape),
-                "data_offsets": [place, place + tensor.nbytes],
-            }
-            place += tensor.nbytes
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        name = ""
-        try:
-            handle, name = tempfile.mkstemp(prefix=f".{target.name[:100]}.", dir=target.parent)
-            with os.fdopen(handle, "wb") as file:
-                file.write(len(text).to_bytes(8, "little") + text)
-                for tensor in tensors.values():
-                    file.write(tensor.data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(name).replace(target)
-        except OSError as error:
-            raise MachineError(f"cannot write {target}: {error.strerror}; nothing was changed") from None
-        finally:
-            if name:
-                Path(name).unlink(missing_ok=True)
+        facts = {"format": _FORMAT, "model": self.model, "sha256": _digest(tensors)}
+        entries = {name: (_WORDS[tensor.dtype.name], tensor.shape) for name, tensor in tensors.items()}
+        with replacing(Path(path)) as file:
+            write_safetensors(file, entries, lambda name: iter([tensors[name].data]), facts)
 
     @classmethod
     def load(cls, path: str | Path, decoder: Decoder) -> Prefix:

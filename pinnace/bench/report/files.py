@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
 from pinnace.errors import MachineError, UsageError
+from pinnace.replacing import replacing
 
 
 def check_places(files: Mapping[str, str | None]) -> None:
@@ -43,29 +42,16 @@ def write_whole(path: str | Path, content: bytes | str) -> None:
     """
     path = Path(path)
     data = content.encode("utf-8") if isinstance(content, str) else content
-    try:
-        if _is_special(path):
+    if _is_special(path):
+        try:
             path.write_bytes(data)
-        else:
-            _replace(path, data)
-    except OSError as error:
-        raise MachineError(f"cannot write {path}: {error.strerror}") from None
+        except OSError as error:
+            raise MachineError(f"cannot write {path}: {error.strerror}") from None
+        return
+    with replacing(path) as file:
+        file.write(data)
 
 
 def _is_special(path: Path) -> bool:
     """Whether a path is there and is no regular file."""
     return path.exists() and not path.is_file()
-
-
-def _replace(path: Path, data: bytes) -> None:
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    scratch = Path(name)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        scratch.chmod(0o644)
-        scratch.replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            scratch.unlink()
-        raise
