@@ -5,12 +5,13 @@ This file is the meeting point of the exporting half (torch) and the serving hal
 
 from __future__ import annotations
 
+import binascii
 import dataclasses
 import json
 import re
 import types
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from pinnace.errors import BundleError, unknown_word
 from pinnace.records import build
@@ -20,6 +21,7 @@ CERTIFICATE_NAME: Final = "certificate.json"
 NOT_VALIDATED: Final = "not validated"  # verdict on a variant that was compared with nothing
 GOLDEN_NAME: Final = "golden.npz"
 MANIFEST_FORMAT: Final = 1
+CHECKSUM: Final = "crc32"  # key of the manifest's own checksum
 AUTO: Final = "auto"  # in place of a precision: the best variant for the device at hand
 CHOSEN_BY_AUTO: Final = "chosen_by_auto"  # certificate: the fastest of several that were measured
 EXACT_INT8_DOT: Final = "exact-int8-dot"  # a variant's need: sums of int8 products that do not saturate
@@ -188,15 +190,20 @@ class Manifest:
     files: dict[str, FileFact]
 
     def to_json(self) -> str:
-        """Serialize with sorted keys and a closing newline: the same facts give the same bytes."""
-        return json.dumps(dataclasses.asdict(self), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+        """Serialize with sorted keys and a closing newline: the same facts give the same bytes.
+
+        Every other file's hash stands here; `CHECKSUM` is for the facts themselves.
+        """
+        facts = dataclasses.asdict(self)
+        return _sorted_json({**facts, CHECKSUM: _checksum(facts)})
 
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """Read a manifest and check every field's type.
 
         Raises:
-            BundleError: not JSON, a missing or unknown field, a wrong type, or a newer format.
+            BundleError: not JSON, changed after it was written, a missing or unknown field, a wrong type, or a newer
+                format.
         """
         try:
             data = json.loads(text)
@@ -207,11 +214,27 @@ class Manifest:
                 f"{MANIFEST_NAME} has format {data.get('format')!r}, this Pinnace reads {MANIFEST_FORMAT}; "
                 "export the model again or use the Pinnace that wrote it"
             )
+        # Without one, somebody has written the facts by hand.
+        checksum = data.pop(CHECKSUM, None) if isinstance(data, dict) else None
+        if checksum is not None and checksum != (expected := _checksum(data)):
+            raise BundleError(
+                f"{MANIFEST_NAME} was changed after it was written: its {CHECKSUM} is {checksum!r}, expected "
+                f"{expected!r}. Copy the bundle again, or export it again"
+            )
         manifest = build(cls, data, MANIFEST_NAME, BundleError)
         for name in (*manifest.files, *(v.graph for v in manifest.variants.values())):
             if not is_plain_name(name):
                 raise BundleError(f"{MANIFEST_NAME} names the file {name!r}, which is no plain name inside the bundle")
         return manifest
+
+
+def _checksum(facts: Mapping[str, Any]) -> str:
+    # Against damage, not against forgers, who would write a new one; hashlib would cost each start 8 ms.
+    return f"{binascii.crc32(_sorted_json(facts).encode('utf-8', 'surrogatepass')):08x}"
+
+
+def _sorted_json(facts: Mapping[str, Any]) -> str:
+    return json.dumps(facts, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
 def is_cached(name: str) -> bool:

@@ -25,7 +25,7 @@ from tokenizers import models, pre_tokenizers
 from pinnace.runtime.server.serving import Serving
 from pinnace.runtime.server.settings import Settings
 from tests.generation_bundles import MakeBundle
-from tests.tiny_bundle import file_facts
+from tests.tiny_bundle import facts_by_hand, file_facts
 
 PATIENCE: Final = 60.0
 """Seconds after which a test gives up: nothing is judged by them."""
@@ -162,7 +162,7 @@ def with_words(folder: Path, words: list[str]) -> Path:
     made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     made.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "PreTrainedTokenizerFast"}')
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = facts_by_hand(folder)
     manifest["files"] = {
         name: {**manifest["files"].get(name, {}), **dataclasses.asdict(fact)}
         for name, fact in file_facts(folder).items()
@@ -180,7 +180,7 @@ def ranking(bundle_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathF
 
 def said_to_be_for(folder: Path, task: str) -> Path:
     """Change a bundle's task to another that its head serves."""
-    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest = facts_by_hand(folder)
     (folder / "manifest.json").write_text(json.dumps({**manifest, "task": task}))
     return folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 from collections.abc import Callable
@@ -12,12 +13,15 @@ import pytest
 import torch
 
 from pinnace.cli.main import main
+from pinnace.errors import BundleError
 from pinnace.export.builder import export
 from pinnace.publishing import file_facts
+from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.checks.verify import VerifyReport, verify_bundle
 from pinnace.safetensors_header import read_header
-from pinnace.spec import MANIFEST_NAME
+from pinnace.spec import MANIFEST_NAME, Manifest
 from tests.conftest import DATA
+from tests.tiny_bundle import facts_by_hand
 
 MODEL = "bert-glossary-ner"
 
@@ -37,7 +41,7 @@ def bundle(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def refresh(bundle: Path) -> None:
     """Make the manifest fit the files again, as a careless tool or an attacker would."""
-    manifest = json.loads((bundle / MANIFEST_NAME).read_text())
+    manifest = facts_by_hand(bundle)
     facts = file_facts(bundle)
     manifest["files"] = {name: {"bytes": fact.bytes, "sha256": fact.sha256} for name, fact in facts.items()}
     (bundle / MANIFEST_NAME).write_text(json.dumps(manifest))
@@ -76,6 +80,22 @@ def test_one_flipped_bit_in_any_file(bundle: Path) -> None:
         assert report.exit_code == 3, name
         assert name in failures(report)
         flip(bundle / name, size // 2)
+
+
+def test_one_flipped_bit_anywhere_in_the_manifest(bundle: Path) -> None:
+    whole = (bundle / "manifest.json").read_bytes()
+    facts = Manifest.from_json(whole.decode())
+    for place in range(0, len(whole), 41):
+        for bit in range(8):
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            (bundle / "manifest.json").write_bytes(damaged)
+            # What still says the same, such as another space between two words of JSON, is no damage.
+            with contextlib.suppress(BundleError):
+                assert Bundle.open(bundle, verify=False).manifest == facts, (place, bit)
+    (bundle / "manifest.json").write_bytes(whole.replace(b'"format": 1', b'"format":  1').replace(b"B-TERM", b"B-DERM"))
+    with pytest.raises(BundleError, match="was changed after it was written"):
+        Bundle.open(bundle)
 
 
 @pytest.mark.parametrize("what", ["missing", "extra", "renamed", "truncated"])

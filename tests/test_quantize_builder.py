@@ -39,6 +39,7 @@ from tests.quantized_bundles import (
     rows,
 )
 from tests.test_cli import Cli, _clean_environment, cli
+from tests.tiny_bundle import facts_by_hand
 
 __all__ = ["_clean_environment", "cli", "decoder_of", "fp32_of", "once", "quantized", "quick_clock"]
 
@@ -255,7 +256,7 @@ def test_wrong_words(
 
 def test_a_bundle_without_fp32_and_the_function_s_errors(fp32_of: Fp32Of, cli: Cli, tmp_path: Path) -> None:
     bundle = copied(fp32_of(NER), tmp_path / "bundle")
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = facts_by_hand(bundle)
     manifest["variants"]["fp16"] = manifest["variants"].pop("fp32")
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     code, _, err = cli("quantize", bundle)

@@ -17,6 +17,7 @@ from pinnace.runtime.checks.verify import verify_bundle
 from tests.generation_bundles import decoder_of
 from tests.quantized_bundles import NER, Quantized, content, copied, fp32_of, once, quantized, quick_clock
 from tests.test_cli import Cli, _clean_environment, cli
+from tests.tiny_bundle import facts_by_hand
 
 __all__ = ["_clean_environment", "cli", "decoder_of", "fp32_of", "once", "quantized", "quick_clock"]
 
@@ -57,7 +58,7 @@ def test_examples_for_a_bundle_without_a_tokenizer_are_refused(
     (tmp_path / "texts.txt").write_text("A boat.\nA ship.\n")
     bundle = copied(bundle_of("tiny-classify"), tmp_path / "bundle")
     (bundle / "tokenizer.json").unlink()
-    manifest = json.loads((bundle / "manifest.json").read_text())
+    manifest = facts_by_hand(bundle)
     del manifest["files"]["tokenizer.json"]
     (bundle / "manifest.json").write_text(json.dumps(manifest))
     before = content(bundle)

@@ -17,7 +17,7 @@ from safetensors.numpy import save_file
 
 from pinnace.runtime.engine.ort import onnxruntime
 from pinnace.safetensors_header import read_header
-from pinnace.spec import FileFact, Limits, Manifest, Source, TensorSpec, Variant
+from pinnace.spec import CHECKSUM, FileFact, Limits, Manifest, Source, TensorSpec, Variant
 
 VOCABULARY, TYPES, HIDDEN, LENGTH = 11, 2, 4, 16
 INPUT_NAMES = ("input_ids", "attention_mask", "token_type_ids")
@@ -94,9 +94,17 @@ def file_facts(folder: Path) -> dict[str, FileFact]:
     return facts
 
 
+def facts_by_hand(folder: Path) -> dict[str, Any]:
+    """The facts of a folder's manifest, to be changed and written as a person would: without a checksum."""
+    data: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    data.pop(CHECKSUM, None)
+    return data
+
+
 def write_manifest(folder: Path, change: Callable[[dict[str, Any]], None] | None = None) -> None:
     """Write the manifest that fits the folder's files as they are, changed by ``change``."""
     data = json.loads(make_manifest(folder).to_json())
+    del data[CHECKSUM]  # as of a manifest that was written by hand
     if change:
         change(data)
     (folder / "manifest.json").write_text(json.dumps(data))
