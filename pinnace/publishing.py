@@ -182,16 +182,18 @@ def _machine_error(error: OSError, target: Path) -> MachineError:
 def copy_file(source: Path, target: Path) -> None:
     """Copy bytes within the kernel, sharing blocks where the file system can; a link's content, not the link."""
     with source.open("rb") as src, target.open("wb") as dst:
-        left = os.fstat(src.fileno()).st_size
+        size, copied = os.fstat(src.fileno()).st_size, 0
         try:
-            while left > 0 and (done := os.copy_file_range(src.fileno(), dst.fileno(), min(left, 1 << 30))) > 0:
-                left -= done
+            while copied < size and (
+                done := os.copy_file_range(src.fileno(), dst.fileno(), min(size - copied, 1 << 30), copied, copied)
+            ):
+                copied += done
         except (OSError, AttributeError) as error:
             if getattr(error, "errno", None) in _FATAL:
                 raise
-            src.seek(0)
-            dst.seek(0)
-            dst.truncate()
+        if copied < size:  # the kernel cannot, or stopped short without an error, as it does on some file systems
+            src.seek(copied)
+            dst.seek(copied)
             shutil.copyfileobj(src, dst, 1 << 20)
 
 

@@ -119,10 +119,17 @@ class Limits:
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """How a sentence-transformers folder makes one vector of the tokens' vectors."""
+    """How a sentence-transformers folder makes one vector of the tokens' vectors.
+
+    Attributes:
+        mode: ``"mean"``, ``"cls"`` or ``"max"``.
+        normalize: the vector is scaled to length 1.
+        include_prompt: the tokens of a prompt before the text count too.
+    """
 
     mode: str
     normalize: bool
+    include_prompt: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,9 +56,6 @@ def in_unit(value: float, unit: str, figures: int = 3) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """A number of bytes for a reader."""
-    for unit in ("bytes", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
-        count /= 1000
-    return f"{count:.1f} GB"
+    """A number of bytes for a reader, with one place: ``437.9 MB``."""
+    scale = scale_for(count, "bytes")
+    return f"{count * scale.factor:.{0 if scale.factor == 1 else 1}f} {scale.word}"

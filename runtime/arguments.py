@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
 from pinnace.errors import InputError, UsageError, unknown_word
-
-# A text, and its partner if it is one of a pair.
-Pair: TypeAlias = tuple[str, str | None]
 
 
 def check_count(name: str, value: Any, least: int = 1) -> None:
@@ -21,6 +18,16 @@ def check_count(name: str, value: Any, least: int = 1) -> None:
     """
     if value is not None and (isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least):
         raise UsageError(f"{name} is {value!r}; expected a whole number of at least {least}, or None")
+
+
+def check_flag(name: str, value: Any) -> None:
+    """Check that an option is true or false, for every text is true, ``"no"`` among them.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise UsageError(f"{name} is {value!r}; expected True or False (true or false on the command line and in JSON)")
 
 
 def check_replicas(value: Any) -> None:
@@ -73,35 +80,3 @@ def check_text(item: Any, place: str, expected: str = "a text (str)") -> str:
         return item
     remedy = "decode it first" if isinstance(item, bytes) else "give a text, or a list of them"
     raise InputError(f"{place} is {type(item).__name__}, expected {expected}; {remedy}")
-
-
-def check_pair(item: Any, place: str) -> Pair:
-    """Return a text, or a mapping of ``text`` and perhaps ``text_pair``, as a pair.
-
-    Raises:
-        InputError: anything else.
-    """
-    form = "a text (str) or {'text': ..., 'text_pair': ...}"
-    if not isinstance(item, Mapping):
-        if isinstance(item, list | tuple):
-            raise InputError(f"{place} is a {type(item).__name__}, expected {form}; give a pair as such a dict")
-        return check_text(item, place, form), None
-    if "text" not in item or set(item) - {"text", "text_pair"}:
-        raise InputError(f"{place} has the keys {sorted(map(str, item))}, expected {form}; give exactly these")
-    partner = item.get("text_pair")
-    text = check_text(item["text"], f"'text' of {place}")
-    return text, None if partner is None else check_text(partner, f"'text_pair' of {place}")
-
-
-def check_fields(item: Any, place: str, required: Sequence[str]) -> list[Any]:
-    """Return the values of exactly the ``required`` keys of a mapping.
-
-    Raises:
-        InputError: not a mapping, or other keys.
-    """
-    form = "{" + ", ".join(f"{name!r}: ..." for name in required) + "}"
-    if not isinstance(item, Mapping):
-        raise InputError(f"{place} is {type(item).__name__}, expected {form}; give such a dict, or a list of them")
-    if set(item) != set(required):
-        raise InputError(f"{place} has the keys {sorted(map(str, item))}, expected {form}; give exactly these")
-    return [item[name] for name in required]

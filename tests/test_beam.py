@@ -15,7 +15,7 @@ from pinnace.errors import NumericalError
 from pinnace.runtime.generation.beam import BeamSearch
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.logits import processors
-from pinnace.runtime.generation.sampling import log_softmax
+from pinnace.runtime.generation.logits_filters import log_softmax
 from tests.conftest import DATA
 
 torch.set_num_threads(1)

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from pinnace.errors import BundleError, UsageError
+from pinnace.runtime.bundles import bundle as bundle_module
 from pinnace.runtime.bundles import integrity, verdicts
 from pinnace.runtime.bundles.bundle import Bundle
+from pinnace.runtime.bundles.certificate import read_certificate
 from tests.tiny_bundle import hub_tree, make_bundle, write_manifest
 
 FILES = ("README.md", "certificate.json", "config.json", "golden.npz", "model.onnx", "model.safetensors")
@@ -250,6 +252,22 @@ def test_impossible_manifests(folder: Path, change: Callable[[dict[str, Any]], N
     write_manifest(folder, change)
     with pytest.raises(BundleError, match=word):
         Bundle.open(folder)
+
+
+def test_small_files_are_bounded_and_never_waited_for(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(folder, verify=False)
+    monkeypatch.setattr(bundle_module, "MAX_JSON_BYTES", 100)
+    with (folder / "certificate.json").open("wb") as file:
+        file.truncate(101)
+    with pytest.raises(BundleError, match=r"certificate\.json has more than 100 bytes"):
+        read_certificate(bundle)
+    for name in ("config.json", "certificate.json"):
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+    with pytest.raises(BundleError, match=r"config\.json in .* is not a regular file"):
+        bundle.config()
+    with pytest.raises(BundleError, match=r"certificate\.json in .* is not a regular file"):
+        read_certificate(bundle)
 
 
 def test_config_that_is_no_object(folder: Path) -> None:

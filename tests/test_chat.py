@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import select
 import subprocess
 import sys
 import threading
@@ -17,8 +18,9 @@ import transformers
 from tokenizers.models import WordLevel
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from pinnace.errors import BundleError, InputError, MissingExtra, UsageError
+from pinnace.errors import BundleError, InputError, MachineError, MissingExtra, UsageError
 from pinnace.export.tokenizer_files import copy_settings
+from pinnace.runtime.chat import process
 from pinnace.runtime.chat.templates import ChatTemplate
 from tests.chat_templates import TEMPLATES
 
@@ -128,13 +130,16 @@ PYTHON_LIKE = [
     "{% for m in messages %}{% generation %}\n{{ m.content }}{%- endgeneration %}\n!{% endfor %}",
     "{{ dict(a=1, b=[2]) }}{{ ('a' if false else 'b')|upper }}{{ 'a' in 'cab' }}{{ 'q' not in x }}"
     "{{ 'x%sy'|format(3) }}",
+    "{{ 'one two  three, x'|wordcount }}|{{ 'ab'|center(9) }}|{{ 5|center(width=4) }}|{{ 'abc'|truncate }}"
+    "|{{ 'one two three four'|truncate(9) }}|{{ 'one two three four'|truncate(9, true, '.', leeway=0) }}",
+    "{% for m in messages %}\r\n<{{ m.role }}>\r\n{{ 'a\r\nb' }}\r{{ crlf }}\r\n{% endfor %}\r\n",
     "{{ '<b>'|e if false else '<b>' }}{{ 'a\\nb'|indent(2) }}{{ ['b', 'a']|sort|list }}{{ [3, 3, 1]|unique|list }}",
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("source", PYTHON_LIKE)
 def test_values_print_as_python_prints_them(source: str) -> None:
-    variables: dict[str, Any] = {"x": {"zé": 1, "a": [True, None, "q'"]}, "l": [1, 2, 3, 4]}
+    variables: dict[str, Any] = {"x": {"zé": 1, "a": [True, None, "q'"]}, "l": [1, 2, 3, 4], "crlf": "c\r\nd\re"}
     expected = theirs(source, CHATS["one"], **variables)
     assert expected is not None
     assert ChatTemplate(source, TOKENS).render(CHATS["one"], **variables) == expected
@@ -244,6 +249,32 @@ def test_a_killed_process_is_replaced() -> None:
     child.kill()
     child.wait()
     assert template.render(chat) == "x"
+
+
+def test_an_interrupted_start_leaves_no_line_for_the_next_rendering(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = ChatTemplate("{{ messages[0].content }}")
+
+    def interrupted(pipe: int, seconds: float) -> bytes | None:
+        assert select.select([pipe], [], [], seconds)[0]  # the line that tells of the start is there to be read
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(process, "_read_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            template.render([{"role": "user", "content": "before"}])
+    assert template._processes["default"]._child is None
+    for text in ("first", "second"):
+        assert template.render([{"role": "user", "content": text}]) == text
+
+
+@pytest.mark.parametrize("size", [0, 300_000], ids=["small", "larger than a pipe"])
+def test_a_process_that_does_not_start_is_an_error_of_the_machine(monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    template = ChatTemplate("{#" + "x" * size + "#}{{ messages[0].content }}")
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "executable", "/bin/false")
+        with pytest.raises(MachineError, match="does not start"):
+            template.render([{"role": "user", "content": "x"}])
+    assert template.render([{"role": "user", "content": "x"}]) == "x"
 
 
 def test_a_forked_child_and_its_parent_use_processes_of_their_own() -> None:
@@ -375,6 +406,24 @@ def test_wrong_messages_are_named(messages: Any, options: dict[str, Any], text: 
 def test_a_template_that_cannot_be_read() -> None:
     with pytest.raises(BundleError, match="cannot be read"):
         ChatTemplate("{% if %}").render(CHATS["one"])
+
+
+@pytest.mark.parametrize(
+    ("source", "text"),
+    [
+        ("{{ messages[0].content.rsplit('a') }}", "uses something that Pinnace does not have.*no method named rsplit"),
+        ("{{ 'a'.startswith('a', 0) }}", "uses something that Pinnace does not have.*too many arguments"),
+        ("{{ 'a'|pprint2 }}", "uses something that Pinnace does not have.*filter pprint2"),
+        ("{{ 'a' is callable }}", "uses something that Pinnace does not have.*test callable"),
+        ("{{ messages[0].content.items() }}", "(?s)cannot render.*no method named items.*every message has the keys"),
+        ("{{ messages[0].tool.strip() }}", "(?s)cannot render.*undefined.*every message has the keys"),
+        ("{{ 'a b'.split(maxsplit=1) }}", "(?s)cannot render.*may also pass a method arguments"),
+        ("{{ missing|center(9) }}", "cannot render.*none or an undefined value"),
+    ],
+)
+def test_what_a_template_uses_is_told_from_what_the_messages_lack(source: str, text: str) -> None:
+    with pytest.raises(InputError, match=text):
+        ChatTemplate(source).render(CHATS["one"])
 
 
 def test_without_minijinja_the_error_has_the_line_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:

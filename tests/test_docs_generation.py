@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import doctest
+import io
 import re
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
+from pinnace.cli.main import main
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.pipelines.text_generation import TextGenerationOptions
 from tests.generation_bundles import Opened, decoder_of, opened
@@ -45,6 +49,18 @@ def test_every_example_gives_what_the_page_says(
     (tmp_path / "glossary-lm").symlink_to(opened.make("apertus-ort-all"))
     monkeypatch.chdir(tmp_path)
     run_page(PAGE, 20)
+
+
+def test_the_command_line_prints_what_the_page_says(
+    opened: Opened, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "glossary-lm").symlink_to(opened.make("apertus-ort-all"))
+    monkeypatch.chdir(tmp_path)
+    found = re.search(r"```console\n\$ echo '(.+)' \| pinnace (.+)\n(.+\n)```", PAGE.read_text("utf-8"))
+    assert found is not None
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(found[1].encode())))
+    assert main(shlex.split(found[2])) == 0
+    assert capsys.readouterr().out == found[3]
 
 
 def test_the_check_tells_a_changed_page() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pinnace.errors import UsageError
 from pinnace.export.builder import export
 from pinnace.runtime.engine.session import load
 from pinnace.runtime.generation.generator import Generator
@@ -138,7 +139,7 @@ def test_a_prompt_whose_keys_turn_by_its_length_is_read_whole(tmp_path: Path) ->
     with torch.inference_mode():
         given = [torch.from_numpy(row[None]) for row in rows]
         want = [theirs.generate(ids, do_sample=False, pad_token_id=3, **options)[0, ids.shape[1] :] for ids in given]
-        logs = theirs(given[0][:, :-1]).logits.log_softmax(-1)[0, range(59), rows[0][1:]]
+        logs = theirs(given[0]).logits.log_softmax(-1)[0, range(59), rows[0][1:]]
     generator.decoder.piece = 8
     assert [generator.decoder.splits(len(row)) for row in rows] == [False, True]
     prefix = generator.prefix(rows[0][:8])
@@ -147,3 +148,9 @@ def test_a_prompt_whose_keys_turn_by_its_length_is_read_whole(tmp_path: Path) ->
         for more in ({}, {"prefix": prefix}, {"prompt_lookup_num_tokens": 4}):
             assert generator.generate([one], **options, **more)[0][0].ids.tolist() == ids.tolist(), more
     np.testing.assert_allclose(generator.score([rows[0]])[0], logs, rtol=0, atol=2e-5)
+    made = export(tmp_path / "checkpoint", output=tmp_path / "last", validate=False)
+    stepping = Generator(load(made.path, threads=1))
+    with pytest.raises(UsageError, match=r"17 tokens .* above 16 .*--all-logits"):
+        stepping.score([rows[0][:17]])
+    short = rows[0][:16]
+    np.testing.assert_allclose(stepping.score([short])[0], generator.score([short])[0], rtol=0, atol=2e-5)

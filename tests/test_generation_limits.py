@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,10 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
+from pinnace.errors import BundleError, DeadlineExceeded, InputError, MachineError, NumericalError, UsageError
 from pinnace.runtime.engine.cancellation import Cancellation, RunLimit
 from pinnace.runtime.engine.session import load
+from pinnace.runtime.generation import decoder as decoder_module
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.generator import Generator
 from pinnace.runtime.generation.row import Row
@@ -25,7 +27,7 @@ from pinnace.runtime.generation.slots import Slots
 from pinnace.runtime.pipelines.table import pipeline
 from pinnace.spec import TensorSpec
 from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, opened, prompts, uncached
-from tests.tiny_bundle import make_bundle, write_manifest
+from tests.tiny_bundle import facts_by_hand, make_bundle, write_manifest
 
 __all__ = ["decoder_of", "opened"]
 
@@ -36,6 +38,9 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[3] * (LENGTH + 1)], {}, InputError, f"the model takes {LENGTH}"),
     ([[3] * LENGTH], {}, InputError, "no room"),
     ([[3] * 100], {"max_new_tokens": LENGTH - 99}, InputError, f"ask for at most {LENGTH - 100}"),
+    ([[3] * LENGTH], {"max_new_tokens": 1}, InputError, "shorten it"),
+    ([[3]], {"eos_token_id": [1, VOCABULARY]}, UsageError, f"eos_token_id has {VOCABULARY}"),
+    ([[3]], {"stop_strings": ["</s>x"]}, UsageError, "special token '</s>'"),
     ([[3]], {"max_new_tokens": 2**31 - 1}, InputError, f"the {LENGTH} tokens that the model takes"),
     ([[3]], {"max_new_tokens": 2**63}, UsageError, "max_new_tokens"),
     ([[3]], {"num_return_sequences": 2**40}, UsageError, "num_return_sequences"),
@@ -46,6 +51,10 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[2**64]], {}, InputError, "prompt 0"),
     (np.array([[2**63]], np.uint64), {}, InputError, "no token"),
     ("text", {}, InputError, "tokenize texts first"),
+    (np.array(5), {}, InputError, "rows of token ids, got ndarray"),
+    ([[3]], {"attention_mask": np.array(1)}, InputError, "attention_mask"),
+    ([[3]], {"cancellation": True}, UsageError, "cancellation is True"),
+    ([[3]], {"prefix": 5}, UsageError, "prefix is int"),
     ([[3]], {"max_tokens": 3}, UsageError, "Did you mean"),
     ([[3]], {"batch_size": 0}, UsageError, "batch_size"),
     ([[3]], {"timeout": -1.0}, UsageError, "timeout"),
@@ -78,6 +87,32 @@ def test_rows_that_would_not_fit_the_memory_are_refused(opened: Opened, monkeypa
     with pytest.raises(InputError, match="fewer rows"):
         generator.generate(prompts(5, 5, 5, 5), max_new_tokens=100)
     assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+
+
+@pytest.mark.parametrize("name", ["ort", "onnx", "static"])
+def test_rows_beyond_the_memory_limit_are_refused_before_any_is_held(
+    opened: Opened, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = opened.make(name)
+    weights = load(folder, threads=1, memory_limit=1 << 30).footprint.weights
+    generator = Generator(load(folder, threads=1, memory_limit=weights + 300_000))
+    assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(decoder_module, "make_cache", lambda *_: pytest.fail("keys and values were allocated"))
+        with pytest.raises(MachineError, match=r"16 rows of 105 tokens take about .* memory_limit is .* fewer rows"):
+            generator.generate(prompts(*[5] * 16), max_new_tokens=100)
+        with pytest.raises(MachineError, match="memory_limit"):
+            generator.generate(prompts(5), max_new_tokens=100, num_beams=16)
+    few = Generator(load(folder, threads=1, memory_limit=weights + 100_000))
+    for refused in (few.score, lambda rows: few.prefix(rows[0])):
+        with pytest.raises(MachineError, match="1 rows of 120 tokens"):
+            refused(prompts(120))
+
+
+def test_too_short_a_row_to_score_is_told_its_length(opened: Opened) -> None:
+    for rows, words in (([[3]], "row 0 has 1 token; expected at least 2"), ([[3, 4], []], "row 1 has no token")):
+        with pytest.raises(InputError, match=words):
+            opened.generator("ort").score(rows)
 
 
 def test_a_timer_that_is_early_is_right() -> None:
@@ -135,6 +170,34 @@ def test_a_single_row_can_leave_its_batch(opened: Opened) -> None:
     assert slots.rows == rows[1:] and slots.running == 2
     for row, prompt, count in zip(rows, given, (2, 7, 5), strict=True):
         assert row.ids[len(prompt) :].tolist() == uncached(opened.session("ort"), prompt, count)
+
+
+@pytest.mark.parametrize("name", ["ort", "onnx"])
+def test_rows_that_ended_leave_later_where_they_cannot_now(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    generator = opened.generator(name)
+    given = prompts(5, 9, 4)
+    want = generator.generate(given, max_new_tokens=8)
+    rows = [Row(p, GenerationConfig(), most, VOCABULARY) for p, most in zip(given, (2, 8, 8), strict=True)]
+
+    def none_left(_order: Any) -> None:
+        raise MachineError("not enough memory to move")
+
+    with RunLimit() as limit:
+        slots = Slots(generator.decoder, limit)
+        list(slots.enter(rows))
+        list(slots.step())
+        assert slots._batch is not None and rows[0].reason == "length"
+        with monkeypatch.context() as patch:
+            patch.setattr(slots._batch.cache, "keep", none_left)
+            with pytest.raises(MachineError, match="to move"):
+                list(slots.step())
+        assert slots.running == 2
+        slots.leave(rows[2])
+        while slots.running:
+            list(slots.step())
+    assert rows[1].ids[len(given[1]) :].tolist() == want[1][0].ids.tolist()
 
 
 def test_a_stream_that_is_closed_ends_its_generation(opened: Opened) -> None:
@@ -207,6 +270,45 @@ def decoder_bundle(
 
     write_manifest(folder, facts)
     return folder
+
+
+Change = Callable[[dict[str, Any]], None]
+
+
+def cached(**facts: Any) -> Change:
+    return lambda manifest: manifest["cache"].update(facts)
+
+
+def reshaped(part: str, place: int, shape: list[int | str]) -> Change:
+    return lambda manifest: manifest[part][place].update(shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (cached(layers=99), "the cache has 99 layers, and 4 tensors past_key_values"),
+        (cached(layers=1), "the cache has 1 layers"),
+        (cached(layers=1 << 60), "layers"),
+        (cached(layers=0), "the cache has 0 layers"),
+        (cached(heads=2), r"past_key_values.0.key has the shape .*, and the cache 2 heads of 8"),
+        (cached(head_size=-8), "4 heads of -8 numbers"),
+        (cached(fixed=True), f"fixed to {LENGTH} tokens"),
+        (reshaped("outputs", 0, ["batch", 1, "V"]), "output 'logits' has the shape .*manifest.json says .*'V'"),
+        (reshaped("outputs", 0, ["batch", 1, 17]), "manifest.json says .*17"),
+        (reshaped("inputs", 0, []), "input 'input_ids' has the shape"),
+        (reshaped("inputs", -1, ["batch", 3, "past_sequence", 8]), "input 'past_key_values.1.value' has the shape"),
+    ],
+)
+def test_a_manifest_that_speaks_of_another_cache_or_shape(
+    opened: Opened, tmp_path: Path, change: Change, words: str
+) -> None:
+    folder = tmp_path / "b"
+    shutil.copytree(opened.make("ort"), folder)
+    facts = facts_by_hand(folder)
+    change(facts)
+    (folder / "manifest.json").write_text(json.dumps(facts))
+    with pytest.raises(BundleError, match=words):
+        load(folder, threads=1)
 
 
 def endless() -> list[onnx.NodeProto]:

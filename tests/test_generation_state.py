@@ -112,6 +112,33 @@ def test_too_large_buffers_are_an_error_of_the_machine() -> None:
         make_stores(4, 1 << 60, "float32", "cpu")
 
 
+@every_kind
+def test_rows_that_cannot_move_for_want_of_memory_stay(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    cache = make_cache(spec(kind), "float32", "cpu", 0)
+    cache.load([state(20, 1), state(3, 2), state(1, 3)])
+
+    def none_left(*_given: Any, **_options: Any) -> Any:
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(np, "take" if kind == "growing" else "empty", none_left)
+        with pytest.raises(MachineError, match="not enough memory"):
+            cache.keep([2, 1])
+    assert holds(cache, [(20, 1), (3, 2), (1, 3)])
+    cache.keep([2, 1])
+    assert holds(cache, [(1, 3), (3, 2)])
+
+
+def test_a_growing_cache_is_packed_when_it_is_run_and_not_when_rows_leave(monkeypatch: pytest.MonkeyPatch) -> None:
+    cache = make_cache(spec("growing"), "float32", "cpu", 0)
+    cache.load([state(20, 1), state(3, 2)])
+    with monkeypatch.context() as patch:
+        patch.setattr(type(cache), "_pack", lambda *_: pytest.fail("packed"))
+        cache.keep([1])
+    cache.reserve(1)
+    assert cache.mask(np.array([1]), 1).shape == (1, 4) and holds(cache, [(3, 2)])
+
+
 def test_buffers_of_the_layers_lie_in_one_piece() -> None:
     """So that a small layer's keys lie in the large pages that numpy asks for."""
     stores = make_stores(3, 37, "float32", "cpu")

@@ -11,10 +11,12 @@ import tokenizers
 import torch
 import transformers
 
+from pinnace.runtime.pipelines import token_classification
 from pinnace.runtime.pipelines.entities import Tagger, Window, merge_overlapping
 from pinnace.runtime.pipelines.scores import softmax
+from pinnace.runtime.pipelines.token_classification import _word_starts as word_starts
 from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
-from tests.conftest import DATA, same
+from tests.conftest import DATA, OpenPipeline, same
 
 LABELS = ("O", "B-TERM", "I-TERM", "B-DEF", "I-DEF", "PLAIN", "A-ODD-ONE")
 TEXTS = [
@@ -89,6 +91,45 @@ def test_entities_are_those_of_transformers(
                 {key: value.item() if hasattr(value, "item") else value for key, value in e.items()} for e in expected
             ]
             assert same(tagger.entities(Window(text, row, softmax(logits), None)), expected, 1e-5)
+
+
+class Whole(str):
+    """A text that may be looked at in places only."""
+
+    __slots__ = ()
+
+    def __iter__(self) -> Any:
+        pytest.fail("all characters were looked at")
+
+
+@pytest.mark.parametrize("strategy", ["none", "simple", "first", "average", "max"])
+def test_a_window_costs_what_its_tokens_do(pair: tuple[Tokenizer, Any], strategy: str) -> None:
+    """A long text has many windows: none may look at all of it."""
+    row = (pair[0]([TEXTS[0]]).encodings or [])[0]
+    probabilities = softmax(np.random.default_rng(1).normal(size=(len(row), len(LABELS))).astype(np.float32))
+    tagger = Tagger(pair[0], LABELS, strategy, frozenset())
+    assert tagger.entities(Window(Whole(TEXTS[0]), row, probabilities, None))
+
+
+def test_the_places_of_words_are_found_once_for_all_windows(
+    open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = open_pipeline("token-classification", "bert-glossary-ner")
+    found, windows = [], []
+
+    def starts(*given: Any) -> Any:
+        found.append(given)
+        return word_starts(*given)
+
+    def entities(tagger: Tagger, window: Window) -> list[Any]:
+        windows.append(window)
+        return []
+
+    monkeypatch.setattr(token_classification, "_word_starts", starts)
+    monkeypatch.setattr(Tagger, "entities", entities)
+    words = ["a", "galley", "met", "two", "boats", "near", "the", "harbour"] * 100
+    pipe([words, words[:9]], is_split_into_words=True, stride=8, aggregation_strategy="first")
+    assert len(windows) > 3 and len(found) == 2
 
 
 def test_overlapping_entities_are_merged_as_in_transformers(pair: tuple[Tokenizer, Any]) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import pickle
+import re
 import threading
 import types
 from collections.abc import Iterator
@@ -17,8 +19,8 @@ import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, DeadlineExceeded, InputError, UsageError
-from pinnace.runtime.engine import call_options
 from pinnace.runtime.pipelines import base as pipeline_base
+from pinnace.runtime.pipelines import call_options
 from pinnace.runtime.pipelines.table import PIPELINES, pipeline
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA, TASKS, OpenPipeline, same
@@ -146,6 +148,57 @@ def test_streams_are_read_in_pieces(open_pipeline: OpenPipeline, monkeypatch: py
     first = list(itertools.islice(stream, 6))
     assert taken == list(range(8))
     assert same(first, open_pipeline("text-classification", "tiny-classify")([f"a plant {i}" for i in range(6)]))
+
+
+def test_a_streams_pieces_are_smaller_than_a_lists(
+    open_pipeline: OpenPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe = open_pipeline("text-classification", "tiny-classify")
+    sizes: list[int] = []
+    answer = pipe.answer
+
+    def watched(items: list[Any], options: Any) -> Any:
+        sizes.append(len(items))
+        return answer(items, options)
+
+    monkeypatch.setattr(pipe, "answer", watched)
+    assert len(pipe(["a plant"] * 1100)) == 1100
+    assert len(list(pipe(iter(["a plant"] * 1100)))) == 1100
+    assert sizes == [1024, 76, 512, 512, 76]
+    sizes.clear()
+    long = "plant " * 10_000
+    list(pipe(iter([long] * 6)))
+    assert sizes == [5, 1]
+    judge = open_pipeline("zero-shot-classification", "tiny-nli")
+    assert judge.piece_size(judge._read_options({"candidate_labels": ["a", "b", "c"]})) == 170
+    monkeypatch.setattr(type(pipe), "replicas", 24)
+    assert pipe.piece_size(pipe._read_options({})) == 768
+
+
+def test_an_empty_partner_is_none(open_pipeline: OpenPipeline) -> None:
+    pipe = open_pipeline("text-classification", "tiny-classify")
+    alone = pipe({"text": "a plant"}, top_k=None)
+    assert same(pipe({"text": "a plant", "text_pair": ""}, top_k=None), alone)
+    assert not same(pipe({"text": "a plant", "text_pair": "a"}, top_k=None), alone)
+
+
+@pytest.mark.parametrize("wrong", ["no", "false", 0, 1, []])
+def test_flags_are_true_or_false(open_pipeline: OpenPipeline, wrong: Any) -> None:
+    checked = set()
+    for task, name, item, needed in EVERY:
+        pipe = open_pipeline(task, name)
+        flags = [f.name for f in dataclasses.fields(pipe.options_type) if f.type in ("bool", "bool | None")]
+        for flag in flags:
+            with pytest.raises(UsageError, match=f"^{flag} is {re.escape(repr(wrong))}; expected True or False"):
+                pipe(item, **needed, **{flag: wrong})
+        checked |= {*flags}
+    # No annotation escapes by its form.
+    assert checked == {
+        "add_special_tokens", "align_to_words", "clean_up_tokenization_spaces", "continue_final_message",
+        "handle_impossible_answer", "is_split_into_words", "multi_label", "normalize", "return_all_scores",
+        "return_full_text", "return_tensors",
+    }  # fmt: skip
+    assert open_pipeline("text-classification", "tiny-classify")("a", return_all_scores=np.bool_(True))
 
 
 def test_a_wrong_input_in_a_list_is_told_before_anything_runs(

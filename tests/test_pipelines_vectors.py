@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from pinnace.errors import InputError, UsageError
+from pinnace.errors import BundleError, InputError, UsageError
+from pinnace.runtime.bundles.bundle import MAX_JSON_BYTES
+from pinnace.runtime.pipelines.sentence_settings import SentenceSettings
 from pinnace.runtime.pipelines.table import pipeline
-from tests.conftest import OpenPipeline, golden, same
+from pinnace.runtime.server.views import encoder_view
+from pinnace.runtime.server.work import Call
+from tests.conftest import DATA, OpenPipeline, golden, same
 
 TEXTS = ["a plant", "", "red leaves of small trees and light flowers", "plant " * 40]
 
@@ -42,6 +49,105 @@ def test_the_folder_says_how_to_pool(embed: Any) -> None:
     assert not np.allclose(vectors[3], embed(TEXTS[3], max_length=40), atol=1e-3)
 
 
+def test_a_sentence_models_length_is_read_once_and_within_bounds(
+    bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    settings = shutil.copytree(bundle_of("tiny-embed"), tmp_path / "embed") / "sentence_bert_config.json"
+    pipe = pipeline("feature-extraction", settings.parent, threads=1)
+    before = pipe(TEXTS)
+    settings.write_text("{" + " " * MAX_JSON_BYTES + "}")
+    assert pipe(TEXTS) == before
+    with pytest.raises(BundleError, match=r"sentence_bert_config.json has more than"):
+        pipeline("feature-extraction", settings.parent, threads=1, verify=False)("a plant")
+
+
+PROMPTS = {"prompts": {"query": "the word ", "document": "", "none": None}, "default_prompt_name": "query"}
+
+
+@pytest.fixture
+def export_with(tmp_path: Path) -> Callable[..., Any]:
+    """Export a checkpoint of ``tests/data`` with other contents of some JSON files, and open the pipeline of a task."""
+
+    def made(task: str, name: str, **files: dict[str, Any]) -> Any:
+        import pinnace.export
+
+        folder = shutil.copytree(DATA / name, tmp_path / "source")
+        for key, facts in files.items():
+            path = folder / {"pooling": "1_Pooling/config"}.get(key, key)
+            path = path.with_name(f"{path.name}.json")
+            kept = json.loads(path.read_text("utf-8")) if path.exists() else {}
+            path.write_text(json.dumps({**kept, **facts}))
+        pinnace.export.export(str(folder), task=task, output=tmp_path / "bundle", validate=False)
+        return pipeline(task, tmp_path / "bundle", threads=1)
+
+    return made
+
+
+def test_the_default_prompt_of_the_folder_stands_before_each_text(embed: Any, export_with: Callable[..., Any]) -> None:
+    prompted = export_with("feature-extraction", "tiny-embed", config_sentence_transformers=PROMPTS)
+    behind, plain = embed([f"the word {text}" for text in TEXTS]), embed(TEXTS)
+    assert not same(behind, plain, 1e-3)
+    assert same(prompted(TEXTS), behind, 1e-6) and same(prompted(TEXTS[0]), behind[0], 1e-6)
+    assert same(list(prompted(iter(TEXTS))), behind, 1e-6)
+    for options in ({"prompt": ""}, {"prompt_name": "document"}, {"prompt_name": "none"}):
+        assert same(prompted(TEXTS, **options), plain, 1e-6), options
+    assert same(prompted("plant", prompt="red "), embed("red plant"), 1e-6)
+    # Vectors of tokens are those of the text, unless a prompt is asked for.
+    assert same(prompted("plant", pooling=None), embed("plant", pooling=None), 1e-6)
+    named = prompted("plant", pooling=None, prompt_name="query")
+    assert same(named, embed("the word plant", pooling=None), 1e-6)
+    with pytest.raises(UsageError, match=r"unknown prompt_name 'qery'.*'query'\?\n  known: document, none, query"):
+        prompted("plant", prompt_name="qery")
+
+
+def test_without_prompts_there_are_the_two_that_sentence_transformers_has(embed: Any) -> None:
+    assert same(embed(TEXTS, prompt_name="query"), embed(TEXTS), 1e-6)
+    assert same(embed("plant", prompt="red "), embed("red plant"), 1e-6)
+
+
+@pytest.mark.parametrize("mode", ["mean", "cls", "max"])
+def test_a_prompt_can_be_left_out_of_the_pooling(embed: Any, export_with: Callable[..., Any], mode: str) -> None:
+    pooling = {"include_prompt": False, "pooling_mode_mean_tokens": False, f"pooling_mode_{mode}_tokens": True}
+    if mode == "cls":
+        pooling = {"include_prompt": False, "pooling_mode_mean_tokens": False, "pooling_mode_cls_token": True}
+    pipe = export_with("feature-extraction", "tiny-embed", config_sentence_transformers=PROMPTS, pooling=pooling)
+    skipped = 1 + len(embed.tokenizer.tokenize("the word "))
+    for text in TEXTS:
+        tokens = np.asarray(embed(f"the word {text}", pooling=None, max_length=24)[0])[skipped:]
+        expected = {"mean": tokens.mean(0), "cls": tokens[0], "max": tokens.max(0)}[mode]
+        assert np.allclose(pipe(text, normalize=False), expected, atol=1e-5), text
+    assert same(pipe(TEXTS, prompt=""), embed(TEXTS, pooling=mode), 1e-6)
+    # A prompt and a text that become one token: the end of the row is left to pool.
+    assert np.isfinite(pipe("t", prompt="plan", normalize=False)).all()
+
+
+def test_texts_are_lower_cased_where_the_folder_says(
+    export_with: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokenizer = json.loads((DATA / "tiny-embed" / "tokenizer.json").read_text("utf-8"))
+    pipe = export_with(
+        "feature-extraction",
+        "tiny-embed",
+        sentence_bert_config={"do_lower_case": True},
+        tokenizer_config={"do_lower_case": False},
+        tokenizer={"normalizer": {**tokenizer["normalizer"], "lowercase": False}},
+    )
+    texts, lower = ["A PLANT", "Red [SEP] LEAVES", "red leaves"], ["a plant", "red [SEP] leaves", "red leaves"]
+    assert pipe.tokenizer.tokenize("PLANT") == ["[UNK]"]
+    assert same(pipe(texts), pipe(lower), 1e-6)
+    as_given = pipe(texts, pooling=None)
+    assert not same(as_given, pipe(lower, pooling=None), 1e-3) and same(as_given[2], pipe(lower[2], pooling=None), 1e-6)
+    # A service's request, which sees the opened pipeline, reads nothing anew.
+    expected = pipe(lower)
+    opened = pipeline("feature-extraction", pipe.path, threads=1)
+    assert opened.session
+    monkeypatch.setattr(SentenceSettings, "of", lambda _bundle: pytest.fail("read again"))
+    monkeypatch.setattr(
+        "pinnace.runtime.pipelines.feature_extraction.load_tokenizer", lambda *_, **__: pytest.fail("it")
+    )
+    assert same(encoder_view(opened, Call())(texts), expected, 1e-6)
+
+
 def test_results_do_not_keep_their_batch_in_memory(embed: Any) -> None:
     for vector in embed(TEXTS, pooling=None, return_tensors=True):
         assert vector.base is None or vector.base.nbytes == vector.nbytes
@@ -56,6 +162,9 @@ def test_results_do_not_keep_their_batch_in_memory(embed: Any) -> None:
         ({"tokenize_kwargs": [1]}, "tokenize_kwargs is .* expected a mapping"),
         ({"tokenize_kwargs": {"padding": True}}, "tokenize_kwargs has padding"),
         ({"tokenize_kwargs": {"truncation": True}, "truncation": True}, "twice"),
+        ({"prompt": 3}, "prompt is 3; expected a text"),
+        ({"prompt_name": ["query"]}, "prompt_name is .* expected a text"),
+        ({"prompt": "query: ", "prompt_name": "query"}, "prompt and prompt_name are both given"),
     ],
 )
 def test_unfit_options(embed: Any, options: dict[str, Any], words: str) -> None:
@@ -78,7 +187,8 @@ def test_minilm_gives_the_vectors_of_sentence_transformers(tmp_path: Path) -> No
 
 
 def test_ranking_orders_by_the_score_of_each_pair(open_pipeline: OpenPipeline) -> None:
-    documents = ["a plant", "red leaves", "", "the city of light", "a plant"]
+    # Not an empty one: that is a pair in a ranking, as in sentence-transformers, and none in a classification.
+    documents = ["a plant", "red leaves", "light", "the city of light", "a plant"]
     pairs = [{"text": "plant", "text_pair": document} for document in documents]
     scores = [result["score"] for result in open_pipeline("text-classification", "tiny-rerank")(pairs)]
     rank = open_pipeline("text-ranking", "tiny-rerank")
@@ -96,6 +206,44 @@ def test_ranking_orders_by_the_score_of_each_pair(open_pipeline: OpenPipeline) -
     raw = rank("plant", documents, function_to_apply="none")
     assert [row["index"] for row in raw] == places
     assert np.allclose([1 / (1 + np.exp(-row["score"])) for row in raw], [row["score"] for row in result])
+
+
+IDENTITY, SIGMOID = "torch.nn.modules.linear.Identity", "torch.nn.modules.activation.Sigmoid"
+TANH = "torch.nn.modules.activation.Tanh"
+
+
+@pytest.mark.parametrize(
+    ("files", "function"),
+    [
+        ({"config": {"sentence_transformers": {"activation_fn": IDENTITY, "version": "5.1"}}}, "none"),
+        ({"config": {"sentence_transformers": {"activation_fn": SIGMOID}}}, "sigmoid"),
+        ({"config": {"sentence_transformers": {"version": "5.1"}}}, "sigmoid"),
+        ({"config": {"sbert_ce_default_activation_function": IDENTITY}}, "none"),
+        (
+            {
+                "config": {
+                    "sentence_transformers": {"activation_fn": SIGMOID},
+                    "sbert_ce_default_activation_function": TANH,
+                }
+            },
+            "sigmoid",
+        ),
+        ({"config_sentence_transformers": {"activation_fn": IDENTITY, "model_type": "CrossEncoder"}}, "none"),
+        ({"config": {"sentence_transformers": {"activation_fn": TANH}}}, None),
+    ],
+)
+def test_a_ranking_makes_its_scores_as_the_cross_encoder_says(
+    export_with: Callable[..., Any], files: dict[str, Any], function: str | None
+) -> None:
+    rank = export_with("text-ranking", "tiny-rerank", **files)
+    asked = {"query": "plant", "documents": ["a plant", "red leaves"]}
+    if function is None:
+        with pytest.raises(UsageError, match=r"activation\.Tanh, which is not known here; give function_to_apply="):
+            rank(asked)
+        assert len(rank(asked, function_to_apply="none")) == 2
+        return
+    assert rank(asked) == rank(asked, function_to_apply=function)
+    assert rank(asked) != rank(asked, function_to_apply="none" if function == "sigmoid" else "sigmoid")
 
 
 def test_ranking_needs_a_model_that_ranks(open_pipeline: OpenPipeline) -> None:

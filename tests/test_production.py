@@ -6,6 +6,8 @@ import contextlib
 import gc
 import json
 import os
+import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from pinnace.runtime.engine import native, ort, shared_threads
 from pinnace.runtime.engine.cancellation import Cancellation
 from pinnace.runtime.engine.footprint import Footprint
 from pinnace.runtime.engine.session import load
-from pinnace.runtime.machine import cores, threads
+from pinnace.runtime.machine import cores, forks, threads
 from pinnace.runtime.machine.cores import CoreQueue
 from pinnace.runtime.pipelines.table import pipeline
 from tests.conftest import OpenPipeline, same
@@ -113,7 +115,7 @@ def test_a_memory_limit_splits_batches(bundle_of: Callable[[str], Path], monkeyp
 
 
 def test_runs_at_once(bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pinnace.runtime.pipelines.base.granted_cores", lambda: 8)
+    monkeypatch.setattr("pinnace.runtime.pipelines.opening.granted_cores", lambda: 8)
 
     def runs(**options: Any) -> int:
         return int(pipeline("classify", bundle_of("tiny-classify"), **options).shared_runs.at_once)
@@ -237,6 +239,56 @@ def test_two_threads_in_a_quota_of_two(
     pipe = pipeline("classify", bundle_of("tiny-classify"))
     assert pipe.session.native.get_session_options().intra_op_num_threads == 2
     assert pipeline("classify", bundle_of("tiny-classify"), replicas="auto").replicas == 2
+
+
+@pytest.mark.parametrize("replicas", [1, "auto"])
+def test_the_machine_is_asked_once(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, replicas: Any
+) -> None:
+    monkeypatch.setenv(threads.THREADS_VARIABLE, "2")
+    pipe = pipeline("classify", bundle_of("tiny-classify"), replicas=replicas, batch_tokens=64)
+    first = pipe(TEXTS)
+    monkeypatch.setattr(threads, "_text", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setenv(threads.THREADS_VARIABLE, "many")
+    assert same(pipe(TEXTS), first)
+    assert pipe.replicas * pipe.session.threads == 2
+    monkeypatch.undo()
+    monkeypatch.setenv(threads.THREADS_VARIABLE, "3")
+    again = pickle.loads(pickle.dumps(pipe))  # noqa: S301 - our own
+    assert again.replicas * again.session.threads == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+def test_a_forked_child_does_not_ask_the_machine(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pipe: Any = pipeline("classify", bundle_of("tiny-classify"))
+    monkeypatch.setenv(threads.THREADS_VARIABLE, "many")
+    with pipe._lock:  # as a thread that opens it holds it
+        child = os.fork()
+        if child == 0:
+            signal.alarm(60)
+            os._exit(0 if pipe("a plant") else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_one_that_cannot_be_renewed_in_a_child_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    renewed = []
+
+    class Owner:
+        def __init__(self, works: bool) -> None:
+            self.works = works
+
+        def renew(self) -> None:
+            if not self.works:
+                raise RuntimeError("no")
+            renewed.append(self)
+
+    owners = [Owner(False), Owner(True), Owner(False)]
+    monkeypatch.setattr(forks, "_ALL", owners)
+    with pytest.raises(RuntimeError, match="no"):
+        forks._after_fork()
+    assert renewed == [owners[1]]
 
 
 SHARED = """

@@ -18,7 +18,7 @@ import pytest
 
 from pinnace import publishing as module
 from pinnace.errors import MachineError, UsageError
-from pinnace.publishing import file_facts, publishing
+from pinnace.publishing import copy_file, file_facts, publishing
 from pinnace.spec import MANIFEST_NAME
 
 ROOT = Path(__file__).parent.parent
@@ -238,3 +238,30 @@ def test_facts_of_every_file_but_the_manifest(tmp_path: Path) -> None:
     assert list(facts) == ["onnx/model.onnx"]
     assert facts["onnx/model.onnx"].bytes == 1
     assert facts["onnx/model.onnx"].sha256 == "2d711642b726b04401627ca9fbac32f5c8530fb1903cc4db02258717921a4881"
+
+
+def stops_short(src: int, dst: int, count: int, *offsets: int) -> int:
+    """As a kernel that copies a part, and then says that there is no more."""
+    done = 30_000 if os.fstat(dst).st_size == 0 else 0
+    os.sendfile(dst, src, 0, done)
+    return done
+
+
+def fails_halfway(src: int, dst: int, count: int, *offsets: int) -> int:
+    if done := stops_short(src, dst, count, *offsets):
+        return done
+    raise OSError(errno.EXDEV, "across file systems")
+
+
+@pytest.mark.parametrize("kernel", [None, lambda *_: 0, stops_short, fails_halfway])
+def test_a_copy_is_whole_whatever_the_kernel_copies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kernel: Any
+) -> None:
+    content = os.urandom(100_000)
+    (tmp_path / "source").write_bytes(content)
+    if kernel is None:
+        monkeypatch.delattr(os, "copy_file_range", raising=False)
+    else:
+        monkeypatch.setattr(os, "copy_file_range", kernel, raising=False)
+    copy_file(tmp_path / "source", tmp_path / "target")
+    assert (tmp_path / "target").read_bytes() == content

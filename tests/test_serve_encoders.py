@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -16,8 +18,8 @@ from pinnace.errors import DeadlineExceeded, InputError
 from pinnace.runtime.pipelines.table import pipeline
 from pinnace.runtime.server.views import encoder_view
 from pinnace.runtime.server.work import Call
-from tests.conftest import same
-from tests.serving import PATIENCE
+from tests.conftest import DATA, same
+from tests.serving import PATIENCE, served
 
 
 class Gate:
@@ -113,3 +115,18 @@ def test_a_request_keeps_its_options_and_their_clock(bundle_of: Callable[[str], 
     assert not same(pipe(text), pipe(text, max_length=8))
     with pytest.raises(DeadlineExceeded, match="timeout"):
         encoder_view(pipe, Call())([text] * 2000, timeout=0.001)
+
+
+def test_embeddings_have_the_default_prompt_of_the_folder(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    import pinnace.export
+
+    source = shutil.copytree(DATA / "tiny-embed", tmp_path / "source")
+    prompts = {"prompts": {"query": "the word "}, "default_prompt_name": "query"}
+    (source / "config_sentence_transformers.json").write_text(json.dumps(prompts))
+    pinnace.export.export(str(source), task="embed", output=tmp_path / "bundle", validate=False)
+    plain = pipeline("embed", bundle_of("tiny-embed"), threads=1)
+    with served({"embed": tmp_path / "bundle"}) as made:
+        (vector,) = made.client.good("/v1/embeddings", input="red")["data"]
+        other = made.client.good("/v1/pipelines/embed", inputs="red", parameters={"prompt_name": "document"})
+    assert same(vector["embedding"], plain("the word red"), 1e-6)
+    assert same(other, plain("red"), 1e-6)

@@ -12,15 +12,17 @@ from typing import Any
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError, MachineError
+from pinnace.runtime.chat.templates import ChatTemplate
 from pinnace.runtime.generation.decoder import Batch
 from pinnace.runtime.generation.generator import Generator
 from pinnace.runtime.generation.slots import Reading, Slots
-from pinnace.runtime.server import scheduler
+from pinnace.runtime.server import forms, scheduler
 from pinnace.runtime.server.scheduler import Scheduler
 from pinnace.runtime.server.slot_generator import SlotGenerator
 from pinnace.runtime.server.work import Call
-from tests.generation_bundles import LENGTH, MakeBundle, Opened, decoder_of, opened, prompts
-from tests.serving import ON, PATIENCE, TEXT, Served, served
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
+from tests.generation_bundles import LENGTH, SPECIAL, MakeBundle, Opened, decoder_of, opened, prompts
+from tests.serving import CHAT, ON, PATIENCE, TEXT, Client, Served, served
 
 __all__ = ["decoder_of", "opened"]
 
@@ -331,18 +333,19 @@ def test_a_long_prompt_that_ends_early_leaves_the_others(
     assert together._scheduler.running == together._scheduler.waiting == 0
 
 
+@pytest.mark.parametrize("error", [InputError, MachineError])
 def test_rows_wait_where_the_memory_is_short(
-    opened: Opened, monkeypatch: pytest.MonkeyPatch, widths: list[int]
+    opened: Opened, monkeypatch: pytest.MonkeyPatch, widths: list[int], error: type[Exception]
 ) -> None:
     alone, together = shared(opened, "ort")
     rows = prompts(5, 6, 7, 8)
     want = [alone.generate([row], max_new_tokens=30)[0][0].ids.tolist() for row in rows]
     decoder, check = alone.decoder, alone.decoder.check_memory
 
-    def small(count: int, tokens: int) -> None:
+    def small(count: int, tokens: int, prompt: int) -> None:
         if count > 2:
-            raise InputError("room for two")
-        check(count, tokens)
+            raise error("room for two")
+        check(count, tokens, prompt)
 
     monkeypatch.setattr(decoder, "check_memory", small)
     del widths[:]
@@ -361,3 +364,83 @@ def test_one_request_asks_for_so_many_rows(opened: Opened) -> None:
     beams = together.generate(client_rows[:2], max_new_tokens=3, num_beams=2)
     assert together._call.tokens_out == 120 + sum(len(one[0].ids) for one in beams)
     assert LENGTH > 5
+
+
+@pytest.fixture(scope="module")
+def tiny(decoder_of: MakeBundle) -> Iterator[Client]:
+    """A model that writes any bytes, special tokens among them."""
+    with served({"tiny": decoder_of("ort")}) as made:
+        yield made.client
+
+
+def test_tokens_begin_where_the_text_says(tiny: Client, service: Served) -> None:
+    asked: dict[str, Any] = {"prompt": "abc", "max_tokens": 60, "logprobs": 0, "temperature": 1.5, "seed": 1}
+    held: dict[str, Any] = {"model": "lm", "prompt": "river (noun):", "max_tokens": 30, "logprobs": 0}
+    without = 0
+    for client, body in (
+        (tiny, asked),
+        (service.client, {**held, "stop": ["person who isn't", "of the sea", " a person. Also"]}),
+    ):
+        choice = client.good(TEXT, **body)["choices"][0]
+        found, text = choice["logprobs"], choice["text"]
+        assert found["text_offset"] == sorted(found["text_offset"]) and len(found["tokens"]) > 9
+        for token, begin in zip(found["tokens"], found["text_offset"], strict=True):
+            if token in SPECIAL or "\ufffd" in token:
+                without += 1
+            else:
+                # Parts of characters that came to nothing are given with what follows them.
+                given = text[begin:].lstrip("\ufffd")[: len(token)]
+                assert token.startswith(given), (token, begin, text)
+            assert begin <= len(text)
+        events = client.events(TEXT, **body)[:-1]
+        streamed = [one["choices"][0]["logprobs"]["text_offset"] for one in events if one["choices"][0]["logprobs"]]
+        # What a stop string will cut is not known before its last token.
+        assert [min(begin, len(text)) for part in streamed for begin in part] == found["text_offset"]
+    assert without
+
+
+def test_of_tokens_with_one_text_the_likeliest_counts(tiny: Client, opened: Opened) -> None:
+    generator = opened.generator("ort")
+    tokenizer = load_tokenizer(opened.make("ort"))
+    ((want,),) = generator.generate([tokenizer.encode("abc")], max_new_tokens=3, logprobs=30)
+    choice = tiny.good(TEXT, prompt="abc", max_tokens=3, logprobs=30)["choices"][0]
+    assert want.top_logprobs is not None
+    for got, likeliest in zip(choice["logprobs"]["top_logprobs"], want.top_logprobs, strict=True):
+        parts = [logprob for id_, logprob in likeliest if tokenizer.decode([id_]) == "\ufffd"]
+        assert len(parts) > 1 and got["\ufffd"] == pytest.approx(max(parts), abs=1e-5)
+        assert list(got.values()) == sorted(got.values(), reverse=True)
+
+
+def test_bytes_of_a_chats_tokens_are_those_of_its_text(tiny: Client) -> None:
+    asked: dict[str, Any] = {"messages": [{"role": "user", "content": "abc"}], "temperature": 1.5, "seed": 1}
+    choice = tiny.good(CHAT, **asked, max_tokens=60, logprobs=True, top_logprobs=2)["choices"][0]
+    tokens = [one for one in choice["logprobs"]["content"] if one["token"] not in SPECIAL]
+    assert "\ufffd" in [one["token"] for one in tokens]
+    joined = b"".join(bytes(one["bytes"]) for one in tokens)
+    assert joined.decode("utf-8", "replace") == choice["message"]["content"]
+
+
+@pytest.mark.parametrize(
+    ("token", "piece", "found"),
+    [("<0xE2>", "\ufffd", b"\xe2"), ("Ã", "\ufffd", b"\xc3"), ("\ufffd", "\ufffd", None), ("▁\ufffd", " \ufffd", None)],
+)
+def test_bytes_of_parts_of_characters(token: str, piece: str, found: bytes | None) -> None:
+    assert forms._bytes_of(token, piece) == found
+
+
+def test_refusals_have_the_words_of_the_request(
+    service: Served, opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    client, talk = service.client, [{"role": "user", "content": "river"}]
+    error = client.refused(400, CHAT, model="lm", messages=talk, logprobs=True, top_logprobs=101)
+    assert error["message"].startswith("top_logprobs is 101") and error["param"] == "top_logprobs"
+    error = client.refused(400, TEXT, model="lm", prompt="a", logprobs=101)
+    assert error["message"].startswith("logprobs is 101") and error["param"] == "logprobs"
+    error = client.refused(400, TEXT, model="lm", prompt="a", stop=["</s>!"])
+    assert error["message"].startswith("stop: ") and error["param"] == "stop"
+    plain = client.good(TEXT, model="lm", prompt="a", max_tokens=3)["choices"]
+    assert client.good(TEXT, model="lm", prompt="a", max_tokens=3, seed=4)["choices"] == plain
+    monkeypatch.setattr(ChatTemplate, "from_folder", lambda *_: None)
+    with served({"bare": opened.make("ort")}) as bare:
+        error = bare.client.refused(400, CHAT, messages=talk)
+        assert "bare has no chat template" in error["message"] and TEXT in error["message"]

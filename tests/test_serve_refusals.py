@@ -45,7 +45,7 @@ BAD: list[tuple[int, str, dict[str, Any], str | None, str]] = [
     (400, TEXT, {"prompt": "x", "stream": 1}, "stream", "true or false"),
     (400, TEXT, {"prompt": "x", "stream_options": {"include_usage": True}}, "stream_options", "stream_options"),
     (400, TEXT, {"prompt": "x", "logprobs": True}, "logprobs", "logprobs"),
-    (400, TEXT, {"prompt": "x", "logprobs": 1000}, None, "at most 100"),
+    (400, TEXT, {"prompt": "x", "logprobs": 1000}, "logprobs", "at most 100"),
     (400, TEXT, {"prompt": "x", "logit_bias": {"999999": 1}}, None, "token 999999"),
     (400, TEXT, {"prompt": "x", "logit_bias": {"a": 1}}, "logit_bias", "logit_bias"),
     (400, CHAT, {"messages": []}, "messages", "at least one"),

@@ -21,9 +21,9 @@ import numpy as np
 import pytest
 
 from pinnace.errors import DeadlineExceeded, InputError, MachineError
-from pinnace.runtime.engine.call_options import CallOptions
 from pinnace.runtime.engine.cancellation import Cancellation
 from pinnace.runtime.pipelines.batching import plan_batches
+from pinnace.runtime.pipelines.call_options import CallOptions
 from pinnace.runtime.pipelines.shared_runs import Outputs, SharedRuns, _Call
 from pinnace.runtime.pipelines.table import pipeline
 

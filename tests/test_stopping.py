@@ -5,11 +5,15 @@ from __future__ import annotations
 import random
 import time
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pinnace.errors import UsageError
+from pinnace.runtime.generation.beam_generation import BeamTexts
 from pinnace.runtime.generation.stopping import Deadline, RowStop, StopStrings
+from pinnace.runtime.generation.streaming import RowDecoder, RowText
 
 
 def run(strings: list[str], pieces: list[str]) -> tuple[str, StopStrings]:
@@ -28,7 +32,7 @@ def run(strings: list[str], pieces: list[str]) -> tuple[str, StopStrings]:
 def test_a_stop_string_is_found_across_borders(pieces: list[str]) -> None:
     shown, watch = run(["STOP"], pieces)
     assert shown == "one "
-    assert (watch.matched, watch.start, watch.end) == ("STOP", 4, 8)
+    assert watch.matched == "STOP"
 
 
 def test_the_start_of_a_stop_string_is_held_back_and_let_go() -> None:
@@ -58,7 +62,7 @@ def test_nothing_follows_a_match() -> None:
     watch = StopStrings(["."])
     assert watch.feed("a.b") == "a"
     assert watch.feed("c.d") == ""
-    assert (watch.start, watch.end) == (1, 2)
+    assert watch.matched == "." and watch.flush() == ""
 
 
 def test_without_stop_strings_all_text_passes_at_once() -> None:
@@ -100,6 +104,59 @@ def test_reasons_in_their_order() -> None:
     stop.strings.feed("axb")
     assert stop.check(1, 5) == "stop_string"
     assert stop.check(2, 1) == "eos"
+
+
+class Words:
+    """A decoder that puts spaces between words, so that the first new one has a space only behind a prompt's."""
+
+    def __init__(self) -> None:
+        self.special_token_ids = {"<end>": 9}
+        self.decoded = 0
+
+    def decode(self, ids: list[int], *_options: bool) -> str:
+        self.decoded += len(ids)
+        return " ".join("ab\ufffd"[i % 3] * (1 + i // 3) for i in ids if i != 9)
+
+
+def test_a_special_token_and_more_is_no_stop_string() -> None:
+    decode = RowDecoder(Words())  # type: ignore[arg-type]
+    decode.check_stops(["<end>", "end>"])
+    with pytest.raises(UsageError, match=r"'<end> a' has the special token '<end>'.*give '<end>' alone"):
+        decode.check_stops(["a", "<end> a"])
+
+
+def seen_alone(decode: RowDecoder, prompt: list[int], tokens: list[int], strings: list[str]) -> bool:
+    """Whether a row that is no beam ends with these tokens, or before."""
+    text, watch = RowText(decode, prompt), StopStrings(strings)
+    for token in tokens:
+        watch.feed(text.push(token))
+    return watch.matched is not None or tokens[-1] == 9
+
+
+def test_beams_see_the_stop_strings_that_single_rows_see() -> None:
+    decode = RowDecoder(Words())  # type: ignore[arg-type]
+    assert seen_alone(decode, [1], [3], [" aa"])
+    assert BeamTexts([" aa"], decode, np.array([1])).ended(0, np.array([3]))
+    source = random.Random(0)
+    strings, prompt = [" aa b", "bb", "<end>"], [4, 9]
+    for _ in range(50):
+        texts = BeamTexts(strings, decode, np.array(prompt))
+        beams: list[list[int]] = [[]]
+        for _ in range(8):
+            candidates = [[*beam, source.randrange(10)] for beam in beams for _ in range(3)]
+            for one in candidates:
+                assert texts.ended(0, np.array(one)) == seen_alone(decode, prompt, one, strings)
+            beams = source.sample(candidates, 2)
+            beams += [[source.randrange(10) for _ in beams[0]]]  # one that nobody asked about
+
+
+def test_a_beams_text_is_not_decoded_anew_for_each_token() -> None:
+    words = Words()
+    texts = BeamTexts(["never"], RowDecoder(words), np.array([1]))  # type: ignore[arg-type]
+    tokens = np.array([0, 1, 4] * 100)
+    for length in range(1, len(tokens) + 1):
+        assert not texts.ended(0, tokens[:length])
+    assert words.decoded < 10 * len(tokens)
 
 
 def test_the_clock() -> None:

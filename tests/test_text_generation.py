@@ -6,6 +6,7 @@ import json
 import pickle
 import random
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -232,6 +233,61 @@ def test_a_shared_beginning_is_computed_once(pipe: TextGenerationPipeline) -> No
         prompt = pipe._prompt(talk, pipe._read_options({}))
         assert prefix.shared(prompt, pipe.generator.decoder) == len(prefix)
     assert pipe(talks, max_new_tokens=8, shared_prefix=prefix) == pipe(talks, max_new_tokens=8)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [
+        ({}, 64),
+        ({"batch_size": 2}, 8),
+        ({"num_return_sequences": 5, "do_sample": True}, 12),
+        ({"num_return_sequences": 40, "do_sample": True}, 4),
+        ({"num_beams": 2}, 4),
+    ],
+)
+def test_a_streams_answers_come_after_a_few_rounds(
+    pipe: TextGenerationPipeline, options: dict[str, Any], size: int
+) -> None:
+    taken: list[str] = []
+
+    def texts() -> Iterator[str]:
+        for number in range(200):
+            taken.append(str(number))
+            yield f"a boat {number}"
+
+    stream = pipe(texts(), max_new_tokens=1, **options)
+    assert next(stream) and len(taken) == size
+    stream.close()
+    # Rows that look up their guesses run one by one too.
+    assert pipe.piece_size(pipe._read_options({"prompt_lookup_num_tokens": 3})) == 4
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tools": [{"type": "function"}]},
+        {"documents": [{"text": "x"}]},
+        {"chat_template": "{{ messages }}"},
+        {"chat_template_kwargs": {"enable_thinking": True}},
+        {"continue_final_message": False},
+    ],
+)
+def test_options_of_messages_are_refused_for_a_text(pipe: TextGenerationPipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(UsageError, match=f"^{next(iter(options))} is for messages, and the input is a text"):
+        pipe("a boat", max_new_tokens=2, **options)
+    with pytest.raises(UsageError, match="is for messages"):
+        pipe.stream("a boat", max_new_tokens=2, **options)
+    assert pipe(TALK, max_new_tokens=2, **options)
+
+
+def test_options_that_contradict_each_other_or_are_of_another_kind(pipe: TextGenerationPipeline) -> None:
+    with pytest.raises(UsageError, match=r"shared_prefix is str; expected what the pipeline's prefix\(\) computed"):
+        pipe("a boat", shared_prefix="x")
+    for full in (True, False):
+        with pytest.raises(UsageError, match="return_tensors gives ids and return_full_text asks for a text"):
+            pipe("a boat", return_tensors=True, return_full_text=full)
+    assert "generated_token_ids" in pipe("a boat", max_new_tokens=2, return_tensors=True)[0]
+    assert pipe("a boat", max_new_tokens=2, return_full_text=None) == pipe("a boat", max_new_tokens=2)
 
 
 def test_logprobs_come_with_the_text(pipe: TextGenerationPipeline) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from pinnace.errors import UsageError
@@ -101,3 +102,7 @@ def test_senseless_numbers(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
         threads.thread_count()
     with pytest.raises(UsageError, match="threads is 0"):
         threads.thread_count(0)
+    for wrong in (2.7, "2", True):
+        with pytest.raises(UsageError, match="threads is "):
+            threads.thread_count(wrong)  # type: ignore[arg-type]
+    assert threads.thread_count(np.int64(2)) == 2  # type: ignore[arg-type]

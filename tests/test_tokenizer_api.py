@@ -63,6 +63,8 @@ def test_tokens_and_ids(small: BertTokenizer) -> None:
     assert small.convert_tokens_to_ids(["cat", "dog"]) == [6, 1]
     assert small.convert_tokens_to_ids("cat") == small.convert_tokens_to_ids(small.convert_ids_to_tokens(6) or "")
     assert small.convert_ids_to_tokens([2, 6, 99], skip_special_tokens=True) == ["cat", None]
+    scalars: list[Any] = [6, np.int64(6), np.array(6)]
+    assert [small.convert_ids_to_tokens(one) for one in scalars] == ["cat"] * 3
     assert small.convert_tokens_to_string(["cat", "##s", "sat"]) == "cats sat"
     assert small.decode(np.array([[2, 6, 8, 3], [2, 5, 9, 3]]), skip_special_tokens=True) == ["cats", "the,"]
     assert small.batch_decode([6, 8]) == ["cats"]

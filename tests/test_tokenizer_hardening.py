@@ -89,6 +89,7 @@ def test_hostile_parts_are_refused_or_harmless(folder: Path, changes: dict[str, 
     "[]", "{", '{"padding_side": "up"}', '{"model_max_length": "long"}', '{"pad_token": 5}',
     '{"added_tokens_decoder": {"x": {}}}', '{"added_tokens_decoder": {"1": 5}}', '{"extra_special_tokens": 5}',
     '{"model_input_names": 5}', '{"do_lower_case": "yes"}', '{"pad_token_type_id": -1}', "[" * 100_000,
+    '{"additional_special_tokens": "<ab>"}', '{"added_tokens_decoder": {"' + "1" * 5000 + '": {"content": "<a>"}}}',
     '{"model_max_length": NaN}', '{"cls_token": {"content": "[CLS]", "lstrip": "no"}}',
 ])  # fmt: skip
 def test_a_damaged_config_is_named(folder: Path, config: str) -> None:

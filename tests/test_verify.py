@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +25,7 @@ from pinnace.runtime.checks.golden import MAX_BYTES, read_golden
 from pinnace.runtime.checks.inspect_bundle import describe, render
 from pinnace.runtime.checks.verify import VerifyReport, verify_bundle
 from pinnace.runtime.engine import ort
+from pinnace.runtime.engine.session import load
 from pinnace.runtime.machine import cpu, threads
 from pinnace.safetensors_header import read_header
 from tests.tiny_bundle import make_bundle, write_golden, write_manifest
@@ -107,10 +110,19 @@ def test_other_weights_with_a_fitting_manifest(folder: Path) -> None:
     assert verify_bundle(folder).exit_code == 1
 
 
+def test_a_session_that_is_open_already_hides_no_change(folder: Path) -> None:
+    session = load(folder)
+    assert session.native is not None
+    assert verify_bundle(folder).ok
+    rewrite_graph(folder, swap_inputs)
+    assert failed(verify_bundle(folder)) == ["numbers fp32"]
+    assert len(session.inputs) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
-        ("{", "not readable JSON"),
+        ("{", "is not JSON"),
         ("[1]", "must be an object"),
         ('{"head": "BertForMaskedLM"}', "head is 'BertForMaskedLM', expected 'BertModel'"),
         ('{"variants": {"int8": {}}}', "disagree on the variant"),
@@ -291,7 +303,7 @@ def test_equal_layers_are_one_line(folder: Path) -> None:
     assert "LABEL_7 and 12 more" in picture and "mode mean, normalize True" in picture
     assert "DEGRADED" in picture and "in fp32: pooler" in picture
     (folder / "certificate.json").write_text("{")
-    assert "not readable JSON" in describe(folder)["certificate"]["state"]
+    assert "is not JSON" in describe(folder)["certificate"]["state"]
 
 
 def test_certificates_in_words() -> None:
@@ -342,10 +354,26 @@ def test_the_doctor_on_other_processors(monkeypatch: pytest.MonkeyPatch) -> None
         ({"transformers": "4.57.6"}, ["warn"]),
         ({"transformers": "4.55.0"}, []),
         ({"onnx": "1.20.1", "onnxruntime": "1.20"}, ["warn", "fail"]),
+        ({"onnxruntime-gpu": "1.23.2", "numpy": "1.25.2", "starlette": "0.39.1"}, ["fail", "fail", "warn"]),
+        ({name: package.least or "0" for name, package in doctor.PACKAGES.items()}, []),
     ],
 )
 def test_known_hazards(installed: dict[str, str], levels: list[str]) -> None:
     assert [finding.level for finding in doctor.hazards_of(installed)] == levels
+
+
+def test_the_doctor_knows_what_is_installed_with_pinnace() -> None:
+    project = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]
+    extras = {f"extra {name}": needed for name, needed in project["optional-dependencies"].items() if name != "dev"}
+    declared = {}
+    for use, needed in {"core": project["dependencies"], **extras}.items():
+        for requirement in needed:
+            found = re.fullmatch(r"([\w-]+)(?:\[[\w,]+\])?(?:>=([\d.]+))?", requirement)
+            assert found, requirement
+            declared[found[1]] = doctor.Package(use, found[2])
+    declared["onnxruntime-gpu"] = doctor.Package("core, for a GPU", declared["onnxruntime"].least)
+    used = {name: package for name, package in doctor.PACKAGES.items() if package.use != "not used by Pinnace"}
+    assert used == declared
 
 
 def test_installed_builds_are_found_without_asking_for_metadata() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +46,9 @@ class Bundle:
             raise BundleError(_no_manifest(folder))
         started = verdicts.now_ns()
         identity = integrity.identify(folder, MANIFEST_NAME)
-        bundle = cls(folder, Manifest.from_json(_read_text(folder / MANIFEST_NAME)), verified=verify)
+        bundle = cls(
+            folder, Manifest.from_json(integrity.read_text(folder / MANIFEST_NAME, MAX_JSON_BYTES)), verified=verify
+        )
         bundle._check_references()
         if verify:
             identities = {**integrity.check_names(folder, bundle.manifest.files), MANIFEST_NAME: identity}
@@ -80,7 +81,7 @@ class Bundle:
         if precision is None:
             return "fp32" if "fp32" in variants else next(iter(variants))
         if precision == AUTO:
-            from pinnace.runtime.bundles.variants import best_variant  # it runs sessions, which open bundles
+            from pinnace.runtime.bundles.variants import best_variant  # with hashlib 10 ms, for auto alone
 
             return best_variant(self, device)
         if precision not in variants:
@@ -101,14 +102,16 @@ class Bundle:
         Raises:
             BundleError: no such file, or not a JSON object.
         """
-        text = _read_text(self.path / "config.json")
-        try:
-            config = json.loads(text)
-        except (ValueError, RecursionError) as error:
-            raise BundleError(f"config.json in {self.path} is not JSON: {str(error)[:200]}") from None
-        if not isinstance(config, dict):
-            raise BundleError(f"config.json in {self.path} must be an object, got {type(config).__name__}")
-        return config
+        return self.read_object("config.json")
+
+    def read_object(self, name: str) -> dict[str, Any]:
+        """Return the JSON object in one of the bundle's files.
+
+        Raises:
+            BundleError: no such file, one that is unsafe or too large, or not a JSON object.
+        """
+        integrity.identify(self.path, name)
+        return integrity.read_object(self.path / name, MAX_JSON_BYTES)
 
     def _check_references(self) -> None:
         """Check that the files which the variants name are among the manifest's files."""
@@ -135,16 +138,6 @@ class Bundle:
     def __repr__(self) -> str:
         manifest = self.manifest
         return f"Bundle({str(self.path)!r}, {manifest.task}, {manifest.head}, {', '.join(manifest.variants)})"
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BundleError(f"{path} is larger than {MAX_JSON_BYTES:,} bytes; refused")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise BundleError(f"cannot read {path}: {reason}") from None
 
 
 def _no_folder(folder: Path) -> str:

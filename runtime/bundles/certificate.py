@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pinnace.errors import BundleError
-from pinnace.runtime.bundles import integrity
 from pinnace.spec import CERTIFICATE_NAME
 
 if TYPE_CHECKING:
@@ -18,16 +15,9 @@ def read_certificate(bundle: Bundle) -> dict[str, Any]:
     """Return the certificate as plain data.
 
     Raises:
-        BundleError: missing, or not a JSON object.
+        BundleError: missing, unsafe, too large, or not a JSON object.
     """
-    integrity.identify(bundle.path, CERTIFICATE_NAME)
-    try:
-        data = json.loads((bundle.path / CERTIFICATE_NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{CERTIFICATE_NAME} is not readable JSON: {str(error)[:200]}") from None
-    if not isinstance(data, dict):
-        raise BundleError(f"{CERTIFICATE_NAME} must be an object, got {type(data).__name__}")
-    return data
+    return bundle.read_object(CERTIFICATE_NAME)
 
 
 def certificate_summary(data: Mapping[str, Any]) -> dict[str, str]:

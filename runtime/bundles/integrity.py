@@ -1,12 +1,16 @@
-"""Is every file of a bundle the one its manifest describes? Safe links, exact set of files, SHA-256 of each."""
+"""Is every file of a bundle the one its manifest describes? Safe links, exact set of files, SHA-256 of each.
+
+Also the one reader of small files, which is bounded.
+"""
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from pinnace.errors import BundleError
 from pinnace.runtime.machine import threads
@@ -56,6 +60,46 @@ def identify(folder: Path, name: str) -> Identity:
                 f"change; refused. Copy the folder with: cp -r {folder} NEW_FOLDER"
             )
     return Identity(facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns, facts.st_ctime_ns)
+
+
+def read_text(path: Path, most: int) -> str:
+    """Read a small UTF-8 file, which may come from a stranger.
+
+    Args:
+        path: the file; that of a bundle is identified first.
+        most: bytes that it may have.
+
+    Raises:
+        BundleError: missing, not a regular file (a pipe would be waited for), too large, or not UTF-8.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BundleError(f"{path} is not a regular file; refused")
+        with path.open("rb") as stream:
+            data = stream.read(most + 1)
+    except OSError as error:
+        raise BundleError(f"{path} cannot be read: {error.strerror}") from None
+    if len(data) > most:
+        raise BundleError(f"{path} has more than {most} bytes; refused")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise BundleError(f"{path} is not UTF-8 text (byte {error.start:,})") from None
+
+
+def read_object(path: Path, most: int) -> dict[str, Any]:
+    """Read a small file of one JSON object; arguments are those of `read_text`.
+
+    Raises:
+        BundleError: as `read_text`, or not a JSON object.
+    """
+    try:
+        value = json.loads(read_text(path, most))
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{path} is not JSON: {str(error)[:200]}") from None
+    if not isinstance(value, dict):
+        raise BundleError(f"{path} must be an object, got {type(value).__name__}")
+    return value
 
 
 def check_names(folder: Path, files: Mapping[str, FileFact]) -> dict[str, Identity]:

@@ -83,9 +83,19 @@ class ChatProcess:
             raise TemplateStopped(f"the chat template fails, {_LIMITS[answer['kind']]} ({answer['failed']}).")
         if answer["kind"] == "Syntax":
             raise BundleError(f"the chat template fails, it cannot be read ({answer['failed']}).")
+        if answer["kind"] == "Lacking":
+            raise InputError(
+                f"the chat template uses something that Pinnace does not have: {answer['failed']}\n"
+                "  Write the template without it, use another one, or render the text yourself."
+            )
+        also = (
+            "\n  The template may also pass a method arguments that Pinnace does not have."
+            if answer["kind"] == "InvalidOperation"
+            else ""
+        )
         raise InputError(
             f"the chat template cannot render the messages: {answer['failed']}\n"
-            "  Check that every message has the keys and types that the template reads."
+            f"  Check that every message has the keys and types that the template reads.{also}"
         )
 
     def close(self) -> None:
@@ -95,22 +105,22 @@ class ChatProcess:
 
     def _ask(self, line: str) -> dict[str, Any] | None:
         """Send one line and wait for one; None where the process died or took too long."""
-        child = self._running()
-        assert child.stdin is not None and child.stdout is not None  # noqa: S101 - both are pipes by construction
+        answer: dict[str, Any] | None = None
         try:
+            child = self._running()
+            assert child.stdin is not None and child.stdout is not None  # noqa: S101 - both are pipes by construction
             child.stdin.write(line.encode() + b"\n")
             child.stdin.flush()
-            reply = _read_line(child.stdout.fileno(), WALL_SECONDS)
+            if (reply := _read_line(child.stdout.fileno(), WALL_SECONDS)) is not None:
+                answer = json.loads(reply)
         except BrokenPipeError:
-            reply = None
+            answer = None
         except BaseException:
-            # Half an answer must never be taken for that of the next question.
+            # Half an answer, or the line that tells of the start, must never be taken for that of the next question.
             self._end()
             raise
-        if reply is None:
+        if answer is None:
             self._end()
-            return None
-        answer: dict[str, Any] = json.loads(reply)
         return answer
 
     def _running(self) -> subprocess.Popen[bytes]:
@@ -136,12 +146,15 @@ class ChatProcess:
         except OSError as error:
             raise MachineError(f"cannot start the process that renders chat templates: {error.strerror}") from error
         assert child.stdin is not None and child.stdout is not None  # noqa: S101 - both are pipes by construction
-        self._child, self._owner = child, os.getpid()
         self._finalizer = weakref.finalize(self, _kill, child, os.getpid())
-        child.stdin.write(json.dumps(limits).encode() + b"\n")
-        child.stdin.flush()
-        if _read_line(child.stdout.fileno(), _START_SECONDS) is None:
-            self._end()
+        self._child, self._owner = child, os.getpid()
+        try:
+            child.stdin.write(json.dumps(limits).encode() + b"\n")
+            child.stdin.flush()
+            started = _read_line(child.stdout.fileno(), _START_SECONDS) is not None
+        except OSError:  # it ended before it had read its template
+            started = False
+        if not started:
             raise MachineError("the process that renders chat templates does not start.")
         return child
 

@@ -23,6 +23,12 @@ import minijinja
 # The tag by which transformers marks an assistant's text for training; its content is rendered as if the tag were not.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 
+# What jinja2 has and minijinja does not, or with other arguments.
+_LACKING = ("UnknownFilter", "UnknownTest", "UnknownFunction", "UnknownMethod", "TooManyArguments")
+_METHOD = re.compile(r"(\w+) has no method named (\w+)")
+# minijinja's words for the types of Python that a template may think it has.
+_TYPES = {"string": str, "map": dict, "sequence": list}
+
 
 class Refusal(Exception):
     """The template itself called ``raise_exception``."""
@@ -50,8 +56,23 @@ def environment(fuel: int) -> minijinja.Environment:
             sort_keys=sort_keys,
         )
 
+    def as_text(value: Any) -> str:
+        if value is None:  # none and undefined, which jinja2 writes in two ways
+            raise TypeError("a filter was given none or an undefined value")
+        return str(value)
+
+    def truncate(text: Any, length: int = 255, killwords: bool = False, end: str = "...", leeway: int = 5) -> str:
+        whole = as_text(text)
+        if len(whole) <= length + leeway:
+            return whole
+        kept = whole[: max(length - len(end), 0)]
+        return (kept if killwords else kept.rsplit(" ", 1)[0]) + end
+
     made = minijinja.Environment(trim_blocks=True, lstrip_blocks=True, debug=False, fuel=fuel)
     made.add_filter("tojson", to_json)
+    made.add_filter("truncate", truncate)
+    made.add_filter("center", lambda text, width=80: as_text(text).center(width))
+    made.add_filter("wordcount", lambda text: len(re.findall(r"\w+", as_text(text))))
     # In Python a text is a sequence too.
     made.add_test("sequence", lambda value: isinstance(value, (str, list, tuple, dict)))
     made.add_global("raise_exception", raise_exception)
@@ -63,6 +84,8 @@ def environment(fuel: int) -> minijinja.Environment:
 def compiled(source: str, fuel: int) -> minijinja.Environment:
     """Make an environment that holds the template as ``chat``."""
     made = environment(fuel)
+    # As jinja2 reads a template; what the messages hold stays as it is.
+    source = source.replace("\r\n", "\n").replace("\r", "\n")
     opening = {None: "with", "end": "endwith"}
     made.add_template("chat", _GENERATION.sub(lambda m: f"{{%{m[1]} {opening[m[2]]} {m[3]}%}}", source))
     return made
@@ -79,7 +102,10 @@ def answer(made: minijinja.Environment, variables: dict[str, Any], longest: int)
         if isinstance(cause, Refusal):
             return {"refused": str(cause)[:2000]}
         kind = "Memory" if cause else getattr(error, "kind", None)
-        return {"failed": _words(error) or type(error).__name__, "kind": kind}
+        words = _words(error)
+        if kind in _LACKING and not _lacks_in_python(words):
+            kind = "Lacking"
+        return {"failed": words or type(error).__name__, "kind": kind}
     if len(text) > longest:
         return {"failed": f"{len(text)} characters", "kind": "Output"}
     return {"text": text}
@@ -88,6 +114,12 @@ def answer(made: minijinja.Environment, variables: dict[str, Any], longest: int)
 def _words(error: Exception) -> str:
     """The first line of an error; the others quote the template."""
     return str(error).split("\n", 1)[0][:500]
+
+
+def _lacks_in_python(words: str) -> bool:
+    """Whether Python lacks the method too: the value has another type than the template takes it for."""
+    found = _METHOD.search(words)
+    return found is not None and not hasattr(_TYPES.get(found[1]), found[2])
 
 
 def main() -> None:

@@ -9,6 +9,7 @@ import platform
 import re
 import shutil
 import tempfile
+import types
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -37,6 +38,13 @@ class Finding:
         return dataclasses.asdict(self)
 
 
+class Package(NamedTuple):
+    """What a distribution is needed for, and the least version that Pinnace is tested with; none where it is unused."""
+
+    use: str
+    least: str | None = None
+
+
 class Hazard(NamedTuple):
     """A version of a package that is known to hurt: below ``before``, and no lower than ``since``."""
 
@@ -48,20 +56,28 @@ class Hazard(NamedTuple):
     remedy: str
 
 
-# Distribution -> what it is needed for.
-PACKAGES: Final[Mapping[str, str]] = {
-    "numpy": "core",
-    "onnxruntime": "core",
-    "onnxruntime-gpu": "extra gpu",
-    "tokenizers": "core",
-    "torch": "extra export",
-    "onnx": "extra export",
-    "onnx-ir": "extra export",
-    "safetensors": "not used by Pinnace",
-    "huggingface_hub": "extra hub",
-    "transformers": "not used by Pinnace",
-    "optimum-onnx": "extra interop",
-}
+_GPU: Final = "core, for a GPU"
+_UNUSED: Final = "not used by Pinnace"
+# Those of pyproject.toml, the build for a GPU, and others that many environments have beside Pinnace.
+PACKAGES: Final[Mapping[str, Package]] = types.MappingProxyType(
+    {
+        "numpy": Package("core", "1.26"),
+        "onnxruntime": Package("core", "1.24"),
+        "onnxruntime-gpu": Package(_GPU, "1.24"),
+        "tokenizers": Package("core", "0.21"),
+        "torch": Package("extra export", "2.10"),
+        "onnx": Package("extra export", "1.21"),
+        "onnx-ir": Package("extra export", "1.0"),
+        "huggingface_hub": Package("extra hub", "1.0"),
+        "minijinja": Package("extra chat", "3.0"),
+        "starlette": Package("extra serve", "0.40"),
+        "uvicorn": Package("extra serve", "0.30"),
+        "matplotlib": Package("extra report", "3.8"),
+        "safetensors": Package(_UNUSED),
+        "transformers": Package(_UNUSED),
+        "optimum-onnx": Package(_UNUSED),
+    }
+)
 
 HAZARDS: Final = (
     Hazard("torch", "0", "2.6", FAIL, "loading a pickle runs code even with weights_only (CVE-2025-32434)",
@@ -72,8 +88,6 @@ HAZARDS: Final = (
            "pip install 'transformers>=5.3'; Pinnace itself never loads it"),
     Hazard("onnx", "0", "1.21", WARN, "external data of a hostile graph can reach files outside its folder",
            "pip install 'onnx>=1.21'"),
-    Hazard("onnxruntime", "0", "1.23", FAIL, "older than what Pinnace is tested with",
-           "pip install 'onnxruntime>=1.23'"),
 )  # fmt: skip
 
 _LITTLE_MEMORY: Final = 1 << 30
@@ -184,23 +198,31 @@ def _runtime() -> Iterator[Finding]:
 
 def _versions() -> Iterator[Finding]:
     installed = {}
-    for package, use in PACKAGES.items():
+    for package, (use, _) in PACKAGES.items():
         try:
             installed[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             if use == "core" and package != "onnxruntime":
                 yield Finding(FAIL, package, "not installed, and nothing works without it", f"pip install {package}")
-    parts = [f"{package} {version} ({PACKAGES[package]})" for package, version in installed.items()]
+    parts = [f"{package} {version} ({PACKAGES[package].use})" for package, version in installed.items()]
     yield Finding(OK, "packages", ", ".join(parts))
     yield from hazards_of(installed)
 
 
 def hazards_of(installed: Mapping[str, str]) -> Iterator[Finding]:
-    """Yield the known hazards of these versions."""
+    """Yield the known hazards of these versions, and those that are older than what Pinnace is tested with."""
+    told = set()
     for hazard in HAZARDS:
         version = installed.get(hazard.package)
         if version and _key(hazard.since) <= _key(version) < _key(hazard.before):
+            told.add(hazard.package)
             yield Finding(hazard.level, f"{hazard.package} {version}", hazard.text, hazard.remedy)
+    for package, (use, least) in PACKAGES.items():
+        version = installed.get(package)
+        if version and least and package not in told and _key(version) < _key(least):
+            level = FAIL if use in ("core", _GPU) else WARN
+            remedy = f"pip install '{package}>={least}'"
+            yield Finding(level, f"{package} {version}", "older than what Pinnace is tested with", remedy)
 
 
 def _cache() -> Iterator[Finding]:

@@ -75,7 +75,8 @@ def verify_bundle(
 ) -> VerifyReport:
     """Check everything about a bundle that can be checked where it is used.
 
-    Nothing is remembered or taken from memory: every file is read. Where files are damaged or unsafe, nothing is run.
+    No verdict is remembered: every file is read. Where files are damaged or unsafe, nothing is run. Otherwise a session
+    runs the golden inputs; one that this process has open already is used only if its files are still the same ones.
     The numbers of a bundle that was exported without validation have nothing to be compared with: they are skipped.
 
     Args:

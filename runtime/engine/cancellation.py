@@ -9,7 +9,7 @@ import types
 from collections.abc import Iterator
 from typing import Any, Final
 
-from pinnace.errors import DeadlineExceeded
+from pinnace.errors import DeadlineExceeded, UsageError
 from pinnace.runtime.engine.ort import onnxruntime
 
 CANCELLED: Final = "cancelled"
@@ -23,7 +23,7 @@ class Cancellation:
     """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal's handler may cancel in the thread that holds it
         self._cancelled = False
         self._runs: list[Any] = []
 
@@ -70,6 +70,16 @@ class Cancellation:
             raise DeadlineExceeded("the call was cancelled")
 
 
+def check_cancellation(value: Any) -> None:
+    """Check that an option is a switch, or None.
+
+    Raises:
+        UsageError: it is not.
+    """
+    if value is not None and not isinstance(value, Cancellation):
+        raise UsageError(f"cancellation is {value!r}; expected a pinnace Cancellation, or None")
+
+
 class RunLimit:
     """The limits of one call: a context that holds the ``RunOptions`` of all its runs.
 
@@ -79,11 +89,15 @@ class RunLimit:
         cancellation: the user's switch, if there is one.
         max_time: seconds after which the call ends in order, with what it has so far.
         timeout: seconds after which the call fails.
+
+    Raises:
+        UsageError: the switch is none.
     """
 
     def __init__(
         self, cancellation: Cancellation | None = None, max_time: float | None = None, timeout: float | None = None
     ) -> None:
+        check_cancellation(cancellation)
         self.options: Any = onnxruntime.RunOptions()
         # No graph capture. Unsaid, it is looked for at every run, and not finding it takes 60 us.
         self.options.add_run_config_entry("gpu_graph_id", "-1")

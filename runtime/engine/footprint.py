@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
-import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import MachineError, UsageError
-from pinnace.runtime.engine.call_options import CallOptions
 from pinnace.spec import Manifest
 
 # In 4-byte numbers for each token, as measured on BERT at two sizes (shapes from 1 x 512 to 64 x 128): eight times the
@@ -20,7 +17,6 @@ _INNER_COPIES: Final = 2
 # What the arena takes beyond that, in steps of powers of two.
 _SLACK: Final = 1.4
 MB: Final = 1e6
-_GLANCE: Final = 0.05  # seconds between two looks at the timeout and the switch of a call that waits
 
 
 def check_memory_limit(value: Any) -> None:
@@ -97,6 +93,27 @@ class Footprint:
                 "send fewer or shorter rows, or allow more"
             )
 
+    def check_rows(self, rows: int, tokens: int, kept: int, new: int, limit: int) -> None:
+        """Check that a decoder's rows fit beside the weights: what they keep, and their largest run.
+
+        Args:
+            rows: rows that run together.
+            tokens: tokens of the longest, at its end.
+            kept: bytes of all rows' keys, values and scores.
+            new: tokens of all rows that one run adds, most.
+            limit: bytes for weights and rows.
+
+        Raises:
+            MachineError: they do not.
+        """
+        needed = kept + new * (self.token + tokens * self.pair)
+        if self.weights + needed > limit:
+            raise MachineError(
+                f"{rows:,} rows of {tokens:,} tokens take about {needed / MB:,.0f} MB of keys, values and activations "
+                f"beside {self.weights / MB:,.0f} MB of weights, memory_limit is {limit / MB:,.0f} MB; "
+                "ask for fewer rows or tokens, or allow more"
+            )
+
     def rows_within(self, tokens: int, limit: int, runs: int = 1) -> int:
         """Return how many rows of so many tokens a run may have, 0 where not even one fits.
 
@@ -107,31 +124,6 @@ class Footprint:
         """
         room = (limit - self.weights) // max(1, runs)
         return max(0, room // self.run_bytes(1, max(1, tokens)))
-
-
-class Room:
-    """Room in memory for so many runs at once, whoever calls.
-
-    Args:
-        runs: how many.
-    """
-
-    def __init__(self, runs: int) -> None:
-        self._free = threading.BoundedSemaphore(runs)
-
-    @contextlib.contextmanager
-    def taken(self, options: CallOptions) -> Iterator[None]:
-        """Hold the room of one run for the length of the block.
-
-        Raises:
-            DeadlineExceeded: the call's timeout passed while it waited, or it was cancelled.
-        """
-        while not self._free.acquire(timeout=_GLANCE):
-            options.seconds_left()
-        try:
-            yield
-        finally:
-            self._free.release()
 
 
 def _size(config: Mapping[str, Any], name: str, default: int) -> int:

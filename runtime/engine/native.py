@@ -6,11 +6,11 @@ import contextlib
 import os
 import threading
 import weakref
-from collections.abc import Hashable, Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
-from pinnace.errors import BundleError, DeadlineExceeded, MachineError, PinnaceError
+from pinnace.errors import BundleError, DeadlineExceeded, MachineError, PinnaceError, UsageError
 from pinnace.runtime.bundles import integrity
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine import providers, shared_threads
@@ -18,6 +18,7 @@ from pinnace.runtime.engine.cancellation import Cancellation
 from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.ort import onnxruntime, version
 from pinnace.runtime.machine import large_pages
+from pinnace.spec import MANIFEST_NAME, PAST, PRESENT, CacheSpec, TensorSpec, is_cached
 
 # ONNX Runtime's words for the types that inputs and outputs of a bundle may have.
 _ORT_DTYPES: Final[Mapping[str, str]] = {
@@ -99,9 +100,12 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
     """Open an ONNX file on one device.
 
     Raises:
-        MachineError: the device is not there or does not start, or the memory is too small.
+        MachineError: the device is not there or does not start, the memory is too small, this onnxruntime lacks one of
+            the graph's operators, or Python does not read file names as UTF-8.
+        UsageError: the path is not UTF-8.
         BundleError: ONNX Runtime refuses the graph.
     """
+    _check_path(graph)
     chosen = providers.providers_for(device)
     providers.record_placement(device, options)
     shared_threads.opening()
@@ -112,12 +116,32 @@ def open_graph(graph: Path, options: onnxruntime.SessionOptions, device: str) ->
     except Exception as error:
         if "allocate" in str(error) or isinstance(error, MemoryError):
             raise MachineError(f"not enough memory to open {graph.name}: {_first_line(error)}") from None
+        if "NOT_IMPLEMENTED" in str(error):
+            raise MachineError(
+                f"onnxruntime {onnxruntime.__version__} cannot run {graph.name} of {graph.parent}: "
+                f"{_first_line(error)}. Install a newer one, or export for a lower --opset"
+            ) from None
         if chosen[0][0] != providers.CPU and _is_device_error(str(error)):
             raise MachineError(f"device {device!r} could not be used: {_first_line(error)}") from None
         raise BundleError(f"ONNX Runtime cannot open {graph.name} of {graph.parent}: {_first_line(error)}") from None
     providers.check_provider(device, native.get_providers())
     providers.check_placement(device, graph.name, native)
     return native
+
+
+def _check_path(graph: Path) -> None:
+    """ONNX Runtime takes names of files as UTF-8; Python holds a byte that is none as half of a surrogate pair."""
+    name = str(graph)
+    shown = name.encode("utf-8", "replace").decode()
+    if shown == name:
+        return
+    try:
+        os.fsencode(name).decode("utf-8")
+    except UnicodeError:
+        raise UsageError(f"the path {shown} is not UTF-8, and ONNX Runtime opens no other; rename the folder") from None
+    raise MachineError(
+        f"Python does not read the path {shown} as UTF-8, and ONNX Runtime opens no other. Set PYTHONUTF8=1"
+    )
 
 
 @contextlib.contextmanager
@@ -144,7 +168,7 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
     Float types may differ: one manifest speaks for the fp32 and the fp16 variant.
 
     Raises:
-        BundleError: a missing, additional or differently typed input or output, by name.
+        BundleError: a missing, additional, differently typed or shaped input or output, by name, or another cache.
     """
     graph = bundle.variant(precision).graph
     dtypes: dict[str, str] = {}
@@ -153,19 +177,58 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
         ("output", bundle.manifest.outputs, native.get_outputs()),
     ):
         found = {value.name: _ORT_DTYPES.get(value.type, value.type) for value in values}
-        named = {spec.name: spec.dtype for spec in specs}
+        shapes = {value.name: value.shape for value in values}
+        named = {spec.name: spec for spec in specs}
         for name in sorted(set(found) ^ set(named)):
-            has, lacks = (graph, "manifest.json") if name in found else ("manifest.json", graph)
+            has, lacks = (graph, MANIFEST_NAME) if name in found else (MANIFEST_NAME, graph)
             raise BundleError(f"{bundle.path.name}: {has} has the {kind} {name!r}, {lacks} has not. Export it again")
-        for name, dtype in named.items():
+        for name, spec in named.items():
             if found[name] not in _ORT_DTYPES.values() or not (
-                found[name] == dtype or (found[name] in _FLOATS and dtype in _FLOATS)
+                found[name] == spec.dtype or (found[name] in _FLOATS and spec.dtype in _FLOATS)
             ):
                 raise BundleError(
-                    f"{graph}: the {kind} {name!r} has the type {found[name]}, manifest.json says {dtype}"
+                    f"{graph}: the {kind} {name!r} has the type {found[name]}, {MANIFEST_NAME} says {spec.dtype}"
+                )
+            if not _same_sizes(shapes[name], spec.shape):
+                raise BundleError(
+                    f"{graph}: the {kind} {name!r} has the shape {shapes[name]}, {MANIFEST_NAME} says "
+                    f"{list(spec.shape)}. Export it again"
                 )
         dtypes |= found
+    if bundle.manifest.cache is not None:
+        _check_cache(bundle.manifest.cache, bundle.manifest.inputs, PAST)
+        _check_cache(bundle.manifest.cache, bundle.manifest.outputs, PRESENT)
     return dtypes
+
+
+def _same_sizes(stated: Sequence[int | str | None], shape: Sequence[int | str]) -> bool:
+    """Whether a graph's shape has the rank and the whole numbers of the manifest's; what it leaves open may be any."""
+    if not stated:  # ONNX Runtime's word for a shape that the graph does not state
+        return True
+    return len(stated) == len(shape) and all(
+        size is None or size == dim or (isinstance(size, str) and isinstance(dim, str))
+        for size, dim in zip(stated, shape, strict=True)
+    )
+
+
+def _check_cache(cache: CacheSpec, specs: Sequence[TensorSpec], part_of: str) -> None:
+    """Check that the manifest's words on the cache are those on its tensors, which were compared with the graph."""
+    held = {spec.name: spec.shape for spec in specs if is_cached(spec.name)}
+    names = [f"{part_of}.{i}.{part}" for i in range(len(held) // 2) for part in ("key", "value")]
+    if not held or len(held) != 2 * cache.layers or set(held) != set(names):
+        raise BundleError(
+            f"{MANIFEST_NAME}: the cache has {cache.layers:,} layers, and {len(held)} tensors {part_of}.N.key and "
+            f"{part_of}.N.value stand there; expected two for each layer. Export it again"
+        )
+    for name, shape in held.items():
+        tokens = shape[2] if len(shape) == 4 else None
+        sizes = (cache.heads, cache.head_size)
+        if len(shape) != 4 or (shape[1], shape[3]) != sizes or (cache.fixed and tokens != cache.capacity):
+            raise BundleError(
+                f"{MANIFEST_NAME}: {name} has the shape {list(shape)}, and the cache {cache.heads} heads of "
+                f"{cache.head_size} numbers{f', fixed to {cache.capacity} tokens' if cache.fixed else ''}. "
+                "Export it again"
+            )
 
 
 @contextlib.contextmanager

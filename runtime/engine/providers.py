@@ -17,6 +17,9 @@ CPU: Final = "CPUExecutionProvider"
 # Device word -> ONNX Runtime's name of the provider.
 PROVIDERS: Final[Mapping[str, str]] = types.MappingProxyType({"cpu": CPU, "cuda": "CUDAExecutionProvider"})
 
+# What others call the same device; the nearest word in letters to "gpu" is "cpu".
+_NAMES_OF_CUDA: Final = ("gpu", "nvidia", "cuda")
+
 # The operators that do a model's work. What a device has no kernel for goes to the CPU; nodes that compute shapes may.
 WORK: Final = frozenset(
     {"MatMul", "FusedMatMul", "Gemm", "MatMulNBits", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"}
@@ -36,10 +39,17 @@ def parse_device(device: str) -> tuple[str, int]:
     """
     match = re.fullmatch(r"(\w+)(?::(\d{1,4}))?", device) if isinstance(device, str) else None
     if match is None or match[1] not in PROVIDERS:
-        raise unknown_word("device", str(device), [*PROVIDERS, "cuda:1"])
+        raise _unknown(str(device))
     if match[1] == "cpu" and match[2]:
         raise UsageError(f"unknown device {device!r}: the CPU has no number. Use device='cpu' and threads=N")
     return match[1], int(match[2] or 0)
+
+
+def _unknown(device: str) -> UsageError:
+    known = [*PROVIDERS, "cuda:N"]
+    if device.lower().partition(":")[0] in _NAMES_OF_CUDA:
+        return UsageError(f"unknown device {device!r}. Did you mean 'cuda'?\n  known: {', '.join(known)}")
+    return unknown_word("device", device, known)
 
 
 def providers_for(device: str) -> list[Provider]:

@@ -7,15 +7,16 @@ import ctypes
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-from pinnace.errors import NumericalError, UsageError, unknown_word
+from pinnace.errors import UsageError, unknown_word
+from pinnace.runtime.arguments import check_count, check_seconds
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.bundles.needs import check_needs
 from pinnace.runtime.engine import shared_threads
-from pinnace.runtime.engine.cancellation import Cancellation
+from pinnace.runtime.engine.cancellation import Cancellation, check_cancellation
 from pinnace.runtime.engine.finite import check_finite
 from pinnace.runtime.engine.footprint import Footprint, check_memory_limit
 from pinnace.runtime.engine.inputs import Array, check_inputs, example_inputs
@@ -28,9 +29,9 @@ from pinnace.spec import TensorSpec
 class Session:
     """One variant of a bundle, ready to run. Threads may share it.
 
-    Sessions of the same files with the same settings share their weights. Runs of all sessions of a process wait for
-    free cores, up to a second. A session pickles by path, and opens again on first use after unpickling or in a forked
-    child.
+    Sessions of the same files with the same settings share their weights. What `run` computes waits for free cores, up
+    to a second, whichever session of the process has them; the steps of a generation wait for none. A session pickles
+    by path, and opens again on first use after unpickling or in a forked child.
 
     Args:
         bundle: an opened bundle.
@@ -59,6 +60,7 @@ class Session:
         check_finite: bool = True,
         memory_limit: int | None = None,
     ) -> None:
+        check_count("threads", threads)
         check_memory_limit(memory_limit)
         self._settings: dict[str, Any] = {
             "path": bundle.path,
@@ -108,6 +110,18 @@ class Session:
         return self._memory
 
     @property
+    def memory_limit(self) -> int | None:
+        """Most bytes that weights and runs may take, None for no limit."""
+        limit: int | None = self._settings["memory_limit"]
+        return limit
+
+    @property
+    def footprint(self) -> Footprint:
+        """What weights and runs take of the memory; nothing is known of it without a limit."""
+        self._open()
+        return self._footprint
+
+    @property
     def inputs(self) -> tuple[TensorSpec, ...]:
         """The inputs: names, types, shapes; an fp16 decoder takes its keys and values as float16."""
         return self._as_typed(self.bundle.manifest.inputs)
@@ -116,11 +130,6 @@ class Session:
     def outputs(self) -> tuple[TensorSpec, ...]:
         """The outputs: names, types, shapes."""
         return self._as_typed(self.bundle.manifest.outputs)
-
-    @property
-    def numerical_errors(self) -> int:
-        """How many runs gave NaN or infinity since the session was opened in this process."""
-        return self._numerical_errors
 
     def run(
         self,
@@ -144,11 +153,14 @@ class Session:
 
         Raises:
             InputError: an input that the model cannot take; nothing was computed.
-            UsageError: no such output.
+            UsageError: no such output, or a timeout or switch that is none.
             DeadlineExceeded: the time was over, or the run was cancelled; the session works on.
             NumericalError: an output with NaN or infinity.
             MachineError: not enough memory; the session works on.
         """
+        if not (isinstance(timeout, int | float) and timeout <= 0):  # a caller's time may be over, which is no mistake
+            check_seconds("timeout", timeout)
+        check_cancellation(cancellation)
         native = self._open()
         names = self._output_names(outputs)
         begun = time.monotonic()
@@ -162,9 +174,6 @@ class Session:
                 check_finite(found, self._settings["path"])
         except MemoryError as error:
             raise run_error(error) from None
-        except NumericalError:
-            self._numerical_errors += 1
-            raise
         return found
 
     def _cores(self, timeout: float | None) -> contextlib.AbstractContextManager[None]:
@@ -175,7 +184,7 @@ class Session:
         return cores.queue().lent(self._count, patience)
 
     def _check_limit(self, ready: Mapping[str, Array]) -> None:
-        limit = self._settings["memory_limit"]
+        limit = self.memory_limit
         if limit is not None and (ids := ready.get("input_ids")) is not None:
             self._footprint.check_run(ids.size // ids.shape[-1], ids.shape[-1], limit)
 
@@ -200,7 +209,6 @@ class Session:
         self._bundle = bundle
         self._native: Any = None
         self._lock = threading.Lock()
-        self._numerical_errors = 0
         self._count = 1
         self._memory: int | None = None
         self._footprint = Footprint(0, 0, 0)
@@ -227,7 +235,7 @@ class Session:
 
                     graph = bundle.variant(self.precision).graph
                     hygiene.check_graph(bundle.path, graph, bundle.manifest.files)
-                if (limit := self._settings["memory_limit"]) is not None:
+                if (limit := self.memory_limit) is not None:
                     self._footprint = Footprint.of(bundle.manifest, self.precision, bundle.config())
                     self._footprint.check_weights(limit, bundle.path.name)
                 self._count = self.threads
@@ -244,7 +252,7 @@ class Session:
         known = [spec.name for spec in self.bundle.manifest.outputs]  # types need not be looked up for each run
         if asked is None:
             return known
-        if isinstance(asked, str) or not asked:
+        if isinstance(asked, str) or not isinstance(asked, Sequence | Set) or not asked:
             raise UsageError(f"outputs must be a list of names, got {asked!r}; known: {', '.join(known)}")
         for name in asked:
             if name not in known:

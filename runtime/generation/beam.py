@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.sampling import check_best, generator, sample_without_replacement
 
-Stopped: TypeAlias = Callable[[int, NDArray[np.int64]], bool]
+Ended: TypeAlias = Callable[[int, NDArray[np.int64]], bool]
 """(number of the prompt, its candidate's new tokens) -> whether the candidate ends here, as with a stop string."""
 
 # Far below any sum of log-probabilities, and finite, so that it can be added and divided.
@@ -79,7 +79,7 @@ class BeamSearch:
         return parts.reshape(self._prompts * self._config.num_beams, -1)
 
     def step(
-        self, log_probs: NDArray[np.float32], stopped: Stopped | None = None, last: bool = False
+        self, log_probs: NDArray[np.float32], stopped: Ended | None = None, last: bool = False
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Choose the next token of every row.
 
@@ -144,7 +144,7 @@ class _Group:
         self._sources = [generator(config.seed) for _ in range(prompts)] if config.do_sample else None
 
     def step(
-        self, log_probs: NDArray[np.float32], stopped: Stopped | None, last: bool
+        self, log_probs: NDArray[np.float32], stopped: Ended | None, last: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Choose each beam's token and the beam of the same group that it continues, both ``(prompts, width)``."""
         tokens = np.full(self._scores.shape, self._pad, dtype=np.int64)
@@ -156,7 +156,7 @@ class _Group:
         return tokens, parents
 
     def _advance(
-        self, b: int, log_probs: NDArray[np.float32], stopped: Stopped | None, last: bool
+        self, b: int, log_probs: NDArray[np.float32], stopped: Ended | None, last: bool
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         total = (log_probs + self._scores[b][:, None]).ravel()
         places = self._choose(b, total)

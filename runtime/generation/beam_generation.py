@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import copy
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -12,10 +13,11 @@ from pinnace.runtime.generation.beam import BeamSearch
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.decoder import Batch, Decoder, Stopped
 from pinnace.runtime.generation.logits import processors
+from pinnace.runtime.generation.logits_filters import log_softmax
 from pinnace.runtime.generation.prefix import Prefix
-from pinnace.runtime.generation.sampling import check_scores, log_softmax
+from pinnace.runtime.generation.sampling import check_scores
 from pinnace.runtime.generation.stopping import StopStrings
-from pinnace.runtime.generation.streaming import RowDecoder
+from pinnace.runtime.generation.streaming import RowDecoder, RowText
 
 
 def generate_beams(
@@ -47,7 +49,7 @@ def generate_beams(
     beams = BeamSearch(config, 1, [most])
     count = config.num_beams
     process = processors(config, [len(prompt)] * count, decoder.vocabulary, [len(prompt) + most] * count)
-    ended = _watch(config, decode)
+    texts = None if decode is None or not config.stop_strings else BeamTexts(config.stop_strings, decode, prompt)
     stopped = None
     try:
         batch, logits = _begin(decoder, prompt, most, limit, prefix)
@@ -56,7 +58,7 @@ def generate_beams(
         while True:
             check_scores(logits)
             ids = [np.concatenate([prompt, new]) for new in beams.sequences]
-            tokens, parents = beams.step(process(ids, log_softmax(logits)), ended)
+            tokens, parents = beams.step(process(ids, log_softmax(logits)), None if texts is None else texts.ended)
             if beams.finished:
                 break
             if not np.array_equal(parents, np.arange(len(parents))):
@@ -66,7 +68,7 @@ def generate_beams(
         stopped = limit.reason()
         if stopped is None:
             raise
-    found = [(one.tokens, _reason(one.tokens, most, config, ended)) for one in beams.results()[0]]
+    found = [(one.tokens, _reason(one.tokens, config, texts)) for one in beams.results()[0]]
     if stopped is not None:
         # The beams that were still going stand in for what the search did not come to finish.
         found += [(new.copy(), stopped) for new in beams.sequences]
@@ -81,22 +83,45 @@ def _begin(decoder: Decoder, prompt: Array, most: int, limit: RunLimit, prefix: 
     return batch, batch.extend(prompt[shared:], limit)[-1:]
 
 
-def _watch(config: GenerationConfig, decode: RowDecoder | None) -> Callable[[int, Array], bool] | None:
-    if not config.stop_strings or decode is None:
-        return None
-    special = decode.stops(config.stop_strings)
+class BeamTexts:
+    """The texts of the beams of one prompt, watched for stop strings as the text of a single row is.
 
-    def ended(_prompt: int, tokens: Array) -> bool:
-        strings = StopStrings(config.stop_strings)
-        strings.feed(decode(tokens.tolist()))
-        return strings.matched is not None or int(tokens[-1]) in special
+    Each beam's text goes on from that of the beam it continues, so that every token is decoded once.
 
-    return ended
+    Args:
+        strings: what ends a beam.
+        decode: ids to text.
+        prompt: the tokens before the first [tokens].
+    """
+
+    def __init__(self, strings: Sequence[str], decode: RowDecoder, prompt: Array) -> None:
+        self._special = decode.stops(strings)
+        self._start = (RowText(decode, prompt.tolist()), StopStrings(strings))
+        # By their new tokens: the beams of the step before, and of this one.
+        self._before: dict[bytes, tuple[RowText, StopStrings]] = {}
+        self._now: dict[bytes, tuple[RowText, StopStrings]] = {}
+        self._length = 0
+
+    def ended(self, _prompt: int, tokens: Array) -> bool:
+        """Whether new tokens [tokens] end with a stop string, or with a special token that is one."""
+        if len(tokens) > self._length:
+            self._before, self._now, self._length = self._now, {}, len(tokens)
+        text, strings = self._begun(tokens[:-1])
+        strings.feed(text.push(int(tokens[-1])))
+        self._now[tokens.tobytes()] = text, strings
+        return strings.matched is not None or int(tokens[-1]) in self._special
+
+    def _begun(self, tokens: Array) -> tuple[RowText, StopStrings]:
+        """Text and watch of a beam before its newest token, free to go on."""
+        known = self._before.get(tokens.tobytes())
+        text, strings = known or self._start
+        text, strings = text.fork(), copy.copy(strings)
+        for token in () if known else tokens.tolist():  # a beam that has ended, and stands where none other could go on
+            strings.feed(text.push(token))
+        return text, strings
 
 
-def _reason(tokens: Array, most: int, config: GenerationConfig, ended: Callable[[int, Array], bool] | None) -> str:
+def _reason(tokens: Array, config: GenerationConfig, texts: BeamTexts | None) -> str:
     if int(tokens[-1]) in config.eos_token_id:
         return "eos"
-    if ended is not None and ended(0, tokens):
-        return "stop_string"
-    return "length" if len(tokens) >= most else "time"
+    return "stop_string" if texts is not None and texts.ended(0, tokens) else "length"

@@ -7,12 +7,12 @@ Source: the documented fields of ``GenerationConfig`` (transformers 5); presence
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError, InputError, UsageError, nearest_word, unknown_word
+from pinnace.runtime.bundles import integrity
 from pinnace.runtime.generation.fields import FIELDS, contradiction
 
 CONFIG_NAME: Final = "generation_config.json"
@@ -133,7 +133,7 @@ class GenerationConfig:
                 Pinnace does not have.
         """
         file = Path(path) / CONFIG_NAME
-        facts = _read(file) if file.exists() else _model_tokens(Path(path))
+        facts = integrity.read_object(file, MAX_CONFIG_BYTES) if file.exists() else _model_tokens(Path(path))
         options = {}
         for name, value in facts.items():
             if name in _DEFAULTS:
@@ -193,12 +193,17 @@ class GenerationConfig:
         limit = prompt_length + (self.max_new_tokens or DEFAULT_NEW_TOKENS)
         if self.max_new_tokens is None and self.max_length is not None:
             limit = self.max_length
+        if capacity is not None and prompt_length >= capacity:
+            raise InputError(
+                f"the prompt has {prompt_length} tokens, and the model takes {capacity} in all: no room for a new "
+                "one.\n  Shorten the prompt."
+            )
         if capacity is not None:
             limit = min(limit, capacity)
         if limit <= prompt_length:
             raise InputError(
                 f"the prompt has {prompt_length} tokens, and a row may have {limit} in all: no room for a new one.\n"
-                "  Shorten the prompt, or raise max_length where the model allows it."
+                "  Shorten the prompt, or raise max_length."
             )
         return limit
 
@@ -213,21 +218,5 @@ _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in da
 def _model_tokens(folder: Path) -> dict[str, Any]:
     """What transformers takes of a model's configuration where no file of options was saved: when a row ends."""
     file = folder / "config.json"
-    config = _read(file) if file.exists() else {}
+    config = integrity.read_object(file, MAX_CONFIG_BYTES) if file.exists() else {}
     return {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-
-
-def _read(file: Path) -> dict[str, Any]:
-    try:
-        with file.open("rb") as stream:
-            data = stream.read(MAX_CONFIG_BYTES + 1)
-        if len(data) > MAX_CONFIG_BYTES:
-            raise BundleError(f"{file}: got more than {MAX_CONFIG_BYTES} bytes, expected a small file of options.")
-        facts = json.loads(data)
-    except OSError as error:
-        raise BundleError(f"{file}: cannot be read: {error.strerror}.") from None
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{file}: got something that is not JSON: {str(error)[:200]}") from None
-    if not isinstance(facts, dict):
-        raise BundleError(f"{file}: got a {type(facts).__name__}, expected a JSON object.")
-    return facts

@@ -7,12 +7,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from pinnace.errors import InputError, UsageError
+from pinnace.errors import BundleError, InputError, UsageError
 from pinnace.runtime.engine.cancellation import RunLimit
 from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.native import run_error
 from pinnace.runtime.engine.session import Session
-from pinnace.runtime.generation.kvcache import make_cache
+from pinnace.runtime.generation.kvcache import BLOCK, make_cache
 from pinnace.runtime.generation.kvcache_base import Cache, RowState
 from pinnace.spec import PAST, is_cached
 
@@ -39,6 +39,7 @@ class Decoder:
 
     Raises:
         UsageError: the bundle has no cache, or its shapes are fixed.
+        BundleError: its logits do not say how large the vocabulary is.
 
     Attributes:
         spec: what the model caches.
@@ -46,6 +47,7 @@ class Decoder:
         vocabulary: how many tokens there are, and logits of each position.
         every_position: whether the graph gives logits for all new positions rather than each row's last.
         piece: tokens of prompts that are run at once, most.
+        cut_up_to: tokens of a row up to which a key does not depend on how long the row is; None where it never does.
     """
 
     def __init__(self, session: Session) -> None:
@@ -55,6 +57,11 @@ class Decoder:
             raise UsageError(
                 f"the bundle {session.bundle.path.name} is for {manifest.task} and keeps no keys and values; "
                 "export the model with --task text-generation"
+            )
+        if len(logits.shape) != 3 or not isinstance(logits.shape[-1], int):
+            raise BundleError(
+                f"the logits of {session.bundle.path.name} have the shape {list(logits.shape)}; expected three "
+                "dimensions, of which the last is the size of the vocabulary. Export it again"
             )
         for spec in manifest.inputs:
             # Heads and head size are facts of the model, and so may be the capacity; rows and tokens must be free.
@@ -73,7 +80,7 @@ class Decoder:
         self.piece = PIECE if session.device == "cpu" and not self.spec.fixed else WHOLE
         if self.every_position:
             self.piece = min(self.piece, max(1, LOGITS_BYTES // (4 * self.vocabulary)))
-        self._splits = _longest_in_pieces(session.bundle.config())
+        self.cut_up_to = _longest_in_pieces(session.bundle.config())
         self.extra_inputs = [
             spec.name
             for spec in manifest.inputs
@@ -91,7 +98,9 @@ class Decoder:
             InputError: too few or too many tokens, or an id that the model does not have.
         """
         if len(row) < least:
-            raise InputError(f"{place} has no token; expected at least {least}. Begin with the model's first token")
+            raise InputError(
+                f"{place} has {len(row) or 'no'} token; expected at least {least}. Begin with the model's first token"
+            )
         if len(row) > self.limit:
             raise InputError(f"{place} has {len(row):,} tokens, the model takes {self.limit:,}. Shorten it")
         wrong = np.flatnonzero((row < 0) | (row >= self.input_vocabulary))
@@ -101,15 +110,23 @@ class Decoder:
                 f"{self.input_vocabulary - 1:,}. Use the tokenizer of this bundle"
             )
 
-    def check_memory(self, rows: int, tokens: int) -> None:
-        """Refuse rows whose keys and values could not be held, before any is allocated.
+    def check_memory(self, rows: int, tokens: int, prompt: int) -> None:
+        """Refuse rows that could not be held, before anything is allocated.
+
+        Args:
+            rows: rows that run together.
+            tokens: tokens of the longest, at its end.
+            prompt: tokens of the longest prompt.
 
         Raises:
-            InputError: they need more than the process may use.
+            InputError: keys and values need more than the process may use.
+            MachineError: with weights and activations they need more than the session's ``memory_limit``.
         """
         spec = self.spec
         sets = 1 if spec.in_place else 2
-        slots = spec.capacity if spec.fixed else tokens
+        slots = spec.capacity if spec.fixed else -(-tokens // BLOCK) * BLOCK
+        if spec.in_place:
+            slots = min(slots, spec.capacity)
         numbers = 2 * sets * spec.layers * spec.heads * spec.head_size * slots * rows
         needed = numbers * np.dtype(self.cache_dtype).itemsize + rows * self.vocabulary * 4
         if self.session.memory is not None and needed > self.session.memory:
@@ -117,10 +134,14 @@ class Decoder:
                 f"{rows:,} rows of {tokens:,} tokens need {needed / 1e9:,.1f} GB of keys and values, the process may "
                 f"use {self.session.memory / 1e9:,.1f} GB. Ask for fewer rows or tokens"
             )
+        if self.session.memory_limit is not None:
+            piece = self.piece if self.splits(prompt) else max(self.piece, prompt)
+            new = max(rows, min(rows * prompt, piece))
+            self.session.footprint.check_rows(rows, tokens, needed, new, self.session.memory_limit)
 
     def splits(self, tokens: int) -> bool:
         """Whether a prompt of so many tokens may be read in pieces, with the same keys as when it is read whole."""
-        return self._splits is None or tokens <= self._splits
+        return self.cut_up_to is None or tokens <= self.cut_up_to
 
     def batch(self, rows: int, tokens: int = 0) -> Batch:
         """Return an empty batch.

@@ -52,8 +52,8 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _early(name: str, value: Any) -> bool | str:
-    if isinstance(value, bool) or value == "never":
-        return value  # type: ignore[no-any-return]
+    if isinstance(value, bool) or (isinstance(value, str) and value == "never"):
+        return value
     raise _wrong(name, value, "True, False or 'never'")
 
 
@@ -65,7 +65,12 @@ def _list(name: str, value: Any, of: str) -> Sequence[Any]:
         value = value.tolist()
     if not isinstance(value, (list, tuple, set, frozenset)):
         raise _wrong(name, value, of)
-    return sorted(value) if isinstance(value, (set, frozenset)) else value
+    if not isinstance(value, (set, frozenset)):
+        return value
+    try:
+        return sorted(value)
+    except TypeError:  # of several types, which have no order
+        raise _wrong(name, value, of) from None
 
 
 def _ids(name: str, value: Any) -> tuple[int, ...]:
@@ -181,7 +186,7 @@ _SAMPLING: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
     "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "typical_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
 }
-_SAMPLING_ONLY: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p")
+_SAMPLING_ONLY: Final = ("temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
 _BEAM_ONLY: Final = ("early_stopping", "length_penalty", "num_beam_groups", "diversity_penalty")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,12 @@ from pinnace.runtime.engine.session import Session
 from pinnace.runtime.generation.beam_generation import generate_beams
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.decoder import Decoder, Stopped
+from pinnace.runtime.generation.logits_filters import log_softmax
 from pinnace.runtime.generation.prefix import Prefix, fingerprint
 from pinnace.runtime.generation.request import Request, read_request, read_rows
 from pinnace.runtime.generation.result import Generated, whole
 from pinnace.runtime.generation.row import Row, Token
-from pinnace.runtime.generation.sampling import check_scores, log_softmax
+from pinnace.runtime.generation.sampling import check_scores
 from pinnace.runtime.generation.slots import Slots
 from pinnace.runtime.generation.speculation import speculate
 from pinnace.runtime.generation.stopping import Deadline, StopStrings
@@ -78,12 +79,15 @@ class Generator:
         Raises:
             UsageError: an unknown option, or options that contradict each other or the bundle.
             InputError: an empty prompt, one beyond the model's limit, or an id that the model does not have.
+            MachineError: the rows that run together need more than the session's ``memory_limit``.
             DeadlineExceeded: the timeout passed.
             NumericalError: the model gave NaN or infinity in a row, or the options forbid it every token. The other
                 rows were brought to their end first: the error's ``results`` are what would have been returned, with
                 the reason ``error`` where a row failed.
         """
-        request = self._read(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        request = self._read(
+            prompts, attention_mask, prefix=prefix, logprobs=logprobs, batch_size=batch_size, options=options
+        )
         check_seconds("timeout", timeout)
         with RunLimit(cancellation, request.config.max_time, timeout) as limit:
             if request.config.num_beams > 1:
@@ -119,7 +123,9 @@ class Generator:
         Raises:
             UsageError: also for beams, whose tokens are known only at the end.
         """
-        request = self._read(prompts, attention_mask, prefix, logprobs, batch_size, options)
+        request = self._read(
+            prompts, attention_mask, prefix=prefix, logprobs=logprobs, batch_size=batch_size, options=options
+        )
         check_seconds("timeout", timeout)
         if request.config.num_beams > 1:
             raise UsageError("beam search knows its tokens only at the end; stream with num_beams=1, or use generate")
@@ -142,13 +148,15 @@ class Generator:
 
         Raises:
             InputError: too short or too long a row, or an id that the model does not have.
+            UsageError: a row whose keys depend on its length, and a bundle without the logits of all positions.
             DeadlineExceeded: the timeout passed, or the call was cancelled.
             NumericalError: the model gave NaN or infinity.
         """
         check_seconds("timeout", timeout)
-        checked = read_rows(self.decoder, rows, least=2)
+        checked = read_rows(self.decoder, rows, least=2, kind="row")
         for row in checked:
-            self._check_targets(row)
+            self._check_scored(row)
+            self.decoder.check_memory(1, len(row), len(row))
         with RunLimit(cancellation, None, timeout) as limit:
             try:
                 return [self._score(row, limit) for row in checked]
@@ -164,7 +172,8 @@ class Generator:
             NumericalError: the model gave NaN or infinity.
         """
         check_seconds("timeout", timeout)
-        row = read_rows(self.decoder, [ids])[0]
+        row = read_rows(self.decoder, [ids], kind="prefix")[0]
+        self.decoder.check_memory(1, len(row), len(row))
         with RunLimit(cancellation, None, timeout) as limit:
             try:
                 batch, logits = self.decoder.prompt([row], limit)
@@ -177,10 +186,27 @@ class Generator:
         """Read a prefix that was saved; arguments and errors are those of `Prefix.load`."""
         return Prefix.load(path, self.decoder)
 
-    def _read(self, *given: Any) -> Request:
-        return read_request(self.decoder, self.config, self._decode is not None, *given)
+    def _read(
+        self,
+        prompts: Any,
+        mask: Any,
+        *,
+        prefix: Prefix | None,
+        logprobs: int | None,
+        batch_size: int | None,
+        options: Mapping[str, Any],
+    ) -> Request:
+        return read_request(
+            self.decoder, self.config, self._decode, prompts, mask,
+            prefix=prefix, logprobs=logprobs, batch_size=batch_size, options=options,
+        )  # fmt: skip
 
-    def _check_targets(self, row: Array) -> None:
+    def _check_scored(self, row: Array) -> None:
+        if not self.decoder.every_position and not self.decoder.splits(len(row)):
+            raise UsageError(
+                f"a row of {len(row):,} tokens cannot be scored one token at a time: above {self.decoder.cut_up_to:,} "
+                "this model's keys depend on how long the row is (dynamic rotary). Export it with --all-logits"
+            )
         wrong = np.flatnonzero(row[1:] >= self.decoder.vocabulary)
         if len(wrong):
             raise InputError(f"the id {int(row[1 + wrong[0]])} can be read, but the model never writes it: no score")
@@ -253,16 +279,16 @@ class Generator:
     def _score(self, row: Array, limit: RunLimit) -> Array:
         decoder = self.decoder
         batch = decoder.batch(1, len(row))
-        size = 1
-        if decoder.every_position:
-            size = decoder.piece if decoder.splits(len(row) - 1) else len(row)
+        # Nothing comes after the last token; it is read only where the other keys depend on it.
+        fed, size = row[:-1], decoder.piece if decoder.every_position else 1
+        if not decoder.splits(len(row)):
+            fed, size = row, len(row)
         scores = []
-        for first in range(0, len(row) - 1, size):
-            part = row[first : min(first + size, len(row) - 1)]
-            logits = batch.extend(part, limit)
+        for first in range(0, len(fed), size):
+            targets = row[first + 1 : first + 1 + size]
+            logits = batch.extend(fed[first : first + size], limit)[: len(targets)]
             check_scores(logits)
-            logs = log_softmax(logits)
-            scores.append(logs[np.arange(len(part)), row[first + 1 : first + 1 + len(part)]])
+            scores.append(log_softmax(logits)[np.arange(len(targets)), targets])
         return np.concatenate(scores)
 
 

@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.runtime.engine.inputs import Array
-from pinnace.runtime.generation.kvcache_base import Cache, RowState, Store
+from pinnace.runtime.generation.kvcache_base import Cache, RowState, Store, enough_memory
 from pinnace.spec import PAST, PRESENT, CacheSpec
 
 # Buffers grow by this many tokens at once: rarely, and without taking memory for the model's whole limit.
@@ -75,10 +75,16 @@ class SharedCache(Cache):
         self._resize(len(chosen), 0)
         moved = np.flatnonzero(chosen != np.arange(len(chosen)))
         longest = int(self.lengths[chosen[moved]].max(initial=0))
+        shape = (len(moved), self.spec.heads, longest, self.spec.head_size)
+        with enough_memory(int(np.prod(shape)) * np.dtype(self.dtype).itemsize, self.device):
+            held = np.empty(shape, self.dtype)  # once and first, since it may fail, and must then have changed nothing
         for store in self._stores if len(moved) else ():
             array = store.read()
             view = self._view(array)
-            view[moved, :, :longest] = view[chosen[moved], :, :longest]
+            for place, row in enumerate(chosen[moved]):
+                held[place] = view[row, :, :longest]
+            for place, row in enumerate(moved):
+                view[row, :, :longest] = held[place]
             store.write(array)
         self._set_rows(len(chosen), self.lengths[chosen])
 
@@ -191,14 +197,14 @@ class GrowingCache(Cache):
         """Gather the rows into the other set of buffers."""
         chosen = np.asarray(order, np.int64)
         self._make_room(1, len(chosen), self._past)
-        for old, new in zip(*self._sets, strict=True):
-            array = new.read()
-            np.take(self._view(old.read(), self.rows), chosen, axis=0, out=self._view(array, len(chosen)))
-            new.write(array)
+        with enough_memory(self._sizes[1] * np.dtype(self.dtype).itemsize, self.device):
+            for old, new in zip(*self._sets, strict=True):
+                array = new.read()
+                # In any other mode than this, numpy gathers into memory of its own first.
+                np.take(self._view(old.read(), self.rows), chosen, 0, out=self._view(array, len(chosen)), mode="clip")
+                new.write(array)
         self._own, self.lengths, self.rows = self._own[chosen], self.lengths[chosen], len(chosen)
         self._swap()
-        if self._past - int(self.lengths.max(initial=0)) > MAX_HOLES:
-            self._pack()
 
     def load(self, states: Sequence[RowState]) -> None:
         """Rebuild all rows, each from the first column on."""

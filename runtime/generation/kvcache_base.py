@@ -36,7 +36,7 @@ class Store:
         self.device, _, number = device.partition(":")
         self.device_id = int(number or 0)
         self.dtype = np.dtype(dtype)
-        with _enough_memory(size * self.dtype.itemsize, device):
+        with enough_memory(size * self.dtype.itemsize, device):
             if self.device == "cpu":
                 self._array: Array | None = np.zeros(size, self.dtype) if array is None else array
                 self.address = int(self._array.ctypes.data)
@@ -70,13 +70,13 @@ def make_stores(count: int, size: int, dtype: str, device: str) -> list[Store]:
     if device != "cpu":
         return [Store(size, dtype, device) for _ in range(count)]
     wide = -(-size // _LINE) * _LINE
-    with _enough_memory(count * wide * np.dtype(dtype).itemsize, device):
+    with enough_memory(count * wide * np.dtype(dtype).itemsize, device):
         piece = np.zeros(count * wide, dtype)
     return [Store(size, dtype, device, piece[i * wide : i * wide + size]) for i in range(count)]
 
 
 @contextlib.contextmanager
-def _enough_memory(size: int, device: str) -> Iterator[None]:
+def enough_memory(size: int, device: str) -> Iterator[None]:
     """Name ``size`` bytes in the error of an allocation that fails."""
     try:
         yield
@@ -143,7 +143,11 @@ class Cache(abc.ABC):
 
     @abc.abstractmethod
     def keep(self, order: Sequence[int]) -> None:
-        """Make row ``i`` what row ``order[i]`` is; rows may be dropped, moved and repeated."""
+        """Make row ``i`` what row ``order[i]`` is; rows may be dropped, moved and repeated.
+
+        Raises:
+            MachineError: not enough memory; the rows are as before.
+        """
 
     @abc.abstractmethod
     def load(self, states: Sequence[RowState]) -> None:

@@ -16,6 +16,7 @@ from pinnace.runtime.generation.decoder import Decoder
 from pinnace.runtime.generation.prefix import Prefix
 from pinnace.runtime.generation.row import MAX_LOGPROBS
 from pinnace.runtime.generation.speculation import check_positions
+from pinnace.runtime.generation.streaming import RowDecoder
 
 # Rows that run together unless the call says otherwise; more would gain little on a CPU and cost memory.
 DEFAULT_ROWS: Final = 16
@@ -45,9 +46,10 @@ class Request:
 def read_request(
     decoder: Decoder,
     defaults: GenerationConfig,
-    texts: bool,
+    decode: RowDecoder | None,
     prompts: Any,
     mask: Any,
+    *,
     prefix: Prefix | None,
     logprobs: int | None,
     batch_size: int | None,
@@ -58,7 +60,7 @@ def read_request(
     Args:
         decoder: the model.
         defaults: the generator's own options.
-        texts: whether there is a tokenizer.
+        decode: ids to text; None without a tokenizer.
         prompts: rows of ids.
         mask: which of them are no padding; None for all.
         prefix: as in `Request`.
@@ -69,6 +71,7 @@ def read_request(
     Raises:
         UsageError: an unknown option, or options that contradict each other or the bundle.
         InputError: a prompt that the model cannot take, or more rows than the memory can hold.
+        MachineError: more rows than the session's ``memory_limit`` allows.
     """
     config = defaults.merged(**options)
     check_count("batch_size", batch_size)
@@ -77,22 +80,28 @@ def read_request(
         raise UsageError(f"logprobs is {logprobs}; at most {MAX_LOGPROBS} likeliest tokens are given")
     if config.num_beams > 1 and logprobs is not None:
         raise UsageError("beam search gives no logprobs; leave them out, or use num_beams=1")
-    if config.stop_strings and not texts:
-        raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
+    if config.stop_strings:
+        if decode is None:
+            raise UsageError("stop_strings need the bundle's tokenizer to be found in; open the generator with one")
+        decode.check_stops(config.stop_strings)
+    if "eos_token_id" in options:  # a file may name tokens that the model lost
+        _check_ends(config.eos_token_id, decoder.vocabulary)
     if config.prompt_lookup_num_tokens:
         check_positions(decoder)
     if prefix is not None:
+        if not isinstance(prefix, Prefix):
+            raise UsageError(f"prefix is {type(prefix).__name__}; expected what Generator.prefix computed, or None")
         prefix.check(decoder)
     rows = read_rows(decoder, prompts, mask)
     asked = options.get("max_new_tokens") is not None
     limits = [_new_tokens(decoder, row, config, asked) for row in rows]
     together = max(min(batch_size or DEFAULT_ROWS, len(rows) * config.num_return_sequences), config.num_beams)
     longest = max((len(row) + limit for row, limit in zip(rows, limits, strict=True)), default=0)
-    decoder.check_memory(together, longest)
+    decoder.check_memory(together, longest, max(map(len, rows), default=0))
     return Request(rows, limits, config, prefix, logprobs, batch_size or DEFAULT_ROWS)
 
 
-def read_rows(decoder: Decoder, prompts: Any, mask: Any = None, least: int = 1) -> list[Array]:
+def read_rows(decoder: Decoder, prompts: Any, mask: Any = None, least: int = 1, kind: str = "prompt") -> list[Array]:
     """Return rows of ids [tokens], without padding.
 
     Args:
@@ -100,30 +109,45 @@ def read_rows(decoder: Decoder, prompts: Any, mask: Any = None, least: int = 1) 
         prompts: a list of rows, or an array [rows, tokens].
         mask: 0 where an id is padding, of the same shape; None for no padding.
         least: fewest tokens of a row.
+        kind: what a row is called in an error.
 
     Raises:
         InputError: no such rows, too short or too long a row, or an id that the model does not have.
     """
-    if isinstance(prompts, str | bytes) or not isinstance(prompts, Sequence | np.ndarray):
-        raise InputError(f"prompts must be rows of token ids, got {type(prompts).__name__}; tokenize texts first")
-    rows = [_ids(row, f"prompt {i}") for i, row in enumerate(prompts)]
+    if isinstance(prompts, str | bytes) or not _has_rows(prompts):
+        raise InputError(f"{kind}s must be rows of token ids, got {type(prompts).__name__}; tokenize texts first")
+    rows = [_ids(row, f"{kind} {i}") for i, row in enumerate(prompts)]
     if mask is not None:
-        kept = [np.asarray(row) for row in mask] if isinstance(mask, Sequence | np.ndarray) else []
+        kept = [np.asarray(row) for row in mask] if _has_rows(mask) else []
         if [real.shape for real in kept] != [row.shape for row in rows]:
             raise InputError("attention_mask must have the shape of the prompts, with 0 where a row is padded")
         rows = [row[real != 0] for row, real in zip(rows, kept, strict=True)]
     for place, row in enumerate(rows):
-        decoder.check(row, f"prompt {place}", least)
+        decoder.check(row, f"{kind} {place}", least)
     return rows
+
+
+def _has_rows(value: Any) -> bool:
+    return isinstance(value, Sequence) or (isinstance(value, np.ndarray) and value.ndim > 0)
+
+
+def _check_ends(ends: Sequence[int], vocabulary: int) -> None:
+    beyond = [token for token in ends if token >= vocabulary]
+    if beyond:
+        raise UsageError(
+            f"eos_token_id has {beyond[0]}, which the model never writes; expected ids from 0 to {vocabulary - 1:,}, "
+            "or [] for no end token"
+        )
 
 
 def _new_tokens(decoder: Decoder, row: Array, config: GenerationConfig, asked: bool) -> int:
     """Most new tokens: what a call asks for must fit, what a file says is cut to what fits."""
     capacity = decoder.limit
     if asked and config.max_new_tokens is not None and len(row) + config.max_new_tokens > capacity:
+        room = capacity - len(row)
         raise InputError(
             f"a prompt of {len(row):,} tokens and max_new_tokens={config.max_new_tokens:,} make more than the "
-            f"{capacity:,} tokens that the model takes; ask for at most {max(capacity - len(row), 0):,}"
+            f"{capacity:,} tokens that the model takes; {f'ask for at most {room:,}' if room > 0 else 'shorten it'}"
         )
     return config.new_tokens(len(row), capacity)
 

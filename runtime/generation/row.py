@@ -11,7 +11,8 @@ from pinnace.errors import NumericalError
 from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.logits import processors
-from pinnace.runtime.generation.sampling import check_scores, generator, greedy, log_softmax, sample
+from pinnace.runtime.generation.logits_filters import log_softmax
+from pinnace.runtime.generation.sampling import check_scores, generator, greedy, sample
 from pinnace.runtime.generation.stopping import Deadline, RowStop, StopStrings
 from pinnace.runtime.generation.streaming import RowDecoder, RowText
 
@@ -32,6 +33,7 @@ class Token:
         reason: why the row ended: ``eos``, ``stop_string``, ``length``, ``time``, ``cancelled`` or ``error``; None
             before its end.
         error: what went wrong in this row, and in no other one, where the reason is ``error``.
+        characters: how many its own text has; those of ``text`` may be others, while a stop string may be beginning.
     """
 
     prompt: int
@@ -42,6 +44,7 @@ class Token:
     top_logprobs: tuple[tuple[int, float], ...] = ()
     reason: str | None = None
     error: NumericalError | None = None
+    characters: int = 0
 
 
 class Row:
@@ -113,12 +116,13 @@ class Row:
         token = self._choose(logits)
         self._ids[self.length] = token
         self.length += 1
-        text = "" if self._text is None else self._strings.feed(self._text.push(token))
+        piece = "" if self._text is None else self._text.push(token)
+        text = self._strings.feed(piece)
         self.reason = self._stop.check(token, self.length - len(self.prompt))
         if self.reason is not None:
             text += self._rest()
         logprob, top = self._probabilities(logits, token) if self._logprobs is not None else (None, ())
-        return Token(*self.place, token, text, logprob, top, self.reason)
+        return Token(*self.place, token, text, logprob, top, self.reason, characters=len(piece))
 
     def _choose(self, logits: Array) -> int:
         given = logits[None]

@@ -8,9 +8,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pinnace.errors import NumericalError
-from pinnace.runtime.generation.logits_filters import log_softmax
-
-__all__ = ["check_best", "check_scores", "generator", "greedy", "log_softmax", "sample", "sample_without_replacement"]
 
 
 def generator(seed: int | None, sequence: int = 0) -> np.random.Generator:

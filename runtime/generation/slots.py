@@ -156,9 +156,9 @@ class Slots:
         for gap in sorted(set(self._done), reverse=True):
             order[gap] = order[-1]
             order.pop()
-        self._done.clear()
         if order:
-            self._batch.cache.keep(order)
+            self._batch.cache.keep(order)  # first, since it may fail, and the rows must then leave another time
         else:
             self._batch = None
         self.rows = [self.rows[place] for place in order]
+        self._done.clear()

@@ -16,16 +16,12 @@ class StopStrings:
 
     Attributes:
         matched: the stop string that was found, or None.
-        start: where it begins in the whole text, in characters; -1 before one is found.
-        end: where it ends; characters beyond it came with the same piece.
     """
 
     def __init__(self, strings: Sequence[str]) -> None:
         self._strings = tuple(strings)
         self._held = ""
-        self._passed = 0
         self.matched: str | None = None
-        self.start = self.end = -1
 
     def feed(self, piece: str) -> str:
         """Take the next piece of text; return what is now sure to stand before any stop string.
@@ -39,19 +35,15 @@ class StopStrings:
         found = [(place, -len(string), string) for string in self._strings if (place := text.find(string)) >= 0]
         if found:
             place, _, self.matched = min(found)
-            self.start = self._passed + place
-            self.end = self.start + len(self.matched)
             self._held = ""
             return text[:place]
         keep = self._unsure(text)
         passed, self._held = text[: len(text) - keep], text[len(text) - keep :]
-        self._passed += len(passed)
         return passed
 
     def flush(self) -> str:
         """Return the text held back, at the end of a row that no stop string ended."""
         held, self._held = self._held, ""
-        self._passed += len(held)
         return held
 
     def _unsure(self, text: str) -> int:

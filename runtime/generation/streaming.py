@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from pinnace.errors import UsageError
 from pinnace.runtime.tokenization.tokenizer import Tokenizer
 
 # What a decoder writes for bytes that are no character, or none yet.
@@ -39,6 +41,12 @@ class RowText:
     def flush(self) -> str:
         """Return what is still held back; an unfinished character becomes the replacement character."""
         return self._take(final=True) if self._held else ""
+
+    def fork(self) -> RowText:
+        """Return another that has the same tokens so far, and goes on by itself."""
+        made = copy.copy(self)
+        made._held = list(self._held)
+        return made
 
     def _take(self, *, final: bool) -> str:
         text = self._decode(self._before + self._held)
@@ -76,6 +84,20 @@ class RowDecoder:
     def special(self) -> Mapping[str, int]:
         """Special tokens, and their ids: they never stand in the text."""
         return self._tokenizer.special_token_ids
+
+    def check_stops(self, strings: Sequence[str]) -> None:
+        """Check that the text may hold these strings, or that each is a special token.
+
+        Raises:
+            UsageError: a special token and more, which would never be found.
+        """
+        for string in strings:
+            inside = [token for token in self.special if token in string]
+            if inside and string not in self.special:
+                raise UsageError(
+                    f"stop_strings: {string!r} has the special token {inside[0]!r}, which never stands in the text, "
+                    f"and more; give {inside[0]!r} alone, which ends a row too"
+                )
 
     def stops(self, strings: Sequence[str]) -> frozenset[int]:
         """Ids of those strings that are special tokens, which a row must end at although its text lacks them."""

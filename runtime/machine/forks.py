@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import weakref
 from typing import Final, Protocol
@@ -23,8 +24,10 @@ def renew_in_children(owner: Renewable) -> None:
 
 
 def _after_fork() -> None:
-    for owner in list(_ALL):
-        owner.renew()
+    # All are renewed, whatever one of them raises: a lock that stayed as it was would hang the child. Python prints it.
+    with contextlib.ExitStack() as renewals:
+        for owner in list(_ALL):
+            renewals.callback(owner.renew)
 
 
 if hasattr(os, "register_at_fork"):

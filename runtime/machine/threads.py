@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,8 +24,8 @@ def thread_count(asked: int | None = None) -> int:
     if word is None:
         return granted_cores()
     try:
-        count = int(word)
-    except ValueError:
+        count = operator.index(asked) if asked is not None else int(word)
+    except (TypeError, ValueError):
         count = 0
     if not 1 <= count <= 1024 or isinstance(word, bool):
         where = "threads" if asked is not None else THREADS_VARIABLE

@@ -11,28 +11,34 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Generic
 
 from pinnace.errors import InputError, MachineError, UsageError, unknown_word
-from pinnace.runtime.arguments import Pair, check_count, check_replicas
+from pinnace.runtime.arguments import check_count, check_replicas
 from pinnace.runtime.bundles.bundle import Bundle
-from pinnace.runtime.engine.call_options import CallOptions, Options
-from pinnace.runtime.engine.footprint import Room, check_memory_limit
+from pinnace.runtime.engine.footprint import check_memory_limit
 from pinnace.runtime.engine.providers import providers_for
 from pinnace.runtime.engine.session import Session
 from pinnace.runtime.machine import workers
 from pinnace.runtime.machine.forks import renew_in_children
-from pinnace.runtime.machine.threads import granted_cores, thread_count
 from pinnace.runtime.pipelines.batching import plan_batches
+from pinnace.runtime.pipelines.call_options import CallOptions, Options
 from pinnace.runtime.pipelines.feeds import fixed_shape, make_feeds
-from pinnace.runtime.pipelines.opening import Parts, open_parts
+from pinnace.runtime.pipelines.items import Pair
+from pinnace.runtime.pipelines.opening import Parts, open_parts, share_machine
 from pinnace.runtime.pipelines.pieces import pieces
+from pinnace.runtime.pipelines.room import Room
 from pinnace.runtime.pipelines.shared_runs import Outputs, SharedRuns
 from pinnace.runtime.pipelines.token_rows import TokenRow, token_rows
 from pinnace.runtime.tokenization.tokenizer import BatchEncoding, Tokenizer
 from pinnace.spec import Manifest
 
-# Inputs that are tokenized and sorted together: many or a stream are answered in pieces of so many inputs and so many
-# characters, since a token's record takes hundreds of bytes until its piece is done.
+# Inputs that are tokenized and sorted together: many are answered in pieces of so many inputs and so many characters,
+# since a token's record takes hundreds of bytes until its piece is done.
 CHUNK: Final = 1024
 CHUNK_CHARACTERS: Final = 1 << 20
+# Smaller for a stream, whose answers somebody waits for or keeps: half the inputs cost about 1 % more padding and runs,
+# a quarter 2 to 4 %. Many replicas need more, so that none waits at the end of a piece.
+STREAM_CHUNK: Final = 512
+STREAM_CHARACTERS: Final = 1 << 18
+_ROWS_PER_REPLICA: Final = 32
 __all__ = ["CallOptions", "Options", "Outputs", "Pipeline"]
 
 
@@ -103,7 +109,9 @@ class Pipeline(abc.ABC, Generic[Options]):
         }
         self._bundle = opened
         self._opened: Parts | None = None
-        self.shared_runs = SharedRuns(self._runs_at_once)
+        # The machine is asked once: each look reads files, and runs, their room and the session must not drift apart.
+        self._shares = share_machine(self._arguments, decoder=opened.manifest.cache is not None)
+        self.shared_runs = SharedRuns(self._shares.at_once)
         self.renew()
         renew_in_children(self)
 
@@ -146,10 +154,7 @@ class Pipeline(abc.ABC, Generic[Options]):
     @property
     def replicas(self) -> int:
         """How many batches run at once: 1 on a GPU, which is one machine, and for a decoder, whose rows share steps."""
-        if self._arguments["device"] != "cpu" or self.manifest.cache is not None:
-            return 1
-        threads, asked = thread_count(self._arguments["threads"]), self._arguments["replicas"]
-        return threads if asked == "auto" else int(asked)
+        return self._shares.replicas
 
     @property
     def longest(self) -> int:
@@ -172,10 +177,16 @@ class Pipeline(abc.ABC, Generic[Options]):
         """Whether ``inputs`` is one input rather than many."""
         return isinstance(inputs, str | bytes | Mapping) or not isinstance(inputs, Iterable)
 
-    def encode(self, texts: Any, pairs: Any = None, **arguments: Any) -> BatchEncoding:
-        """Tokenize without padding, cut to the longest row unless the arguments say otherwise."""
+    def piece_size(self, options: Options) -> int:
+        """Most inputs of a stream that are answered together; their answers come when all of them are done."""
+        return min(CHUNK, max(STREAM_CHUNK, _ROWS_PER_REPLICA * self.replicas))
+
+    def encode(
+        self, texts: Any, pairs: Any = None, *, tokenizer: Tokenizer | None = None, **arguments: Any
+    ) -> BatchEncoding:
+        """Tokenize, by default as the pipeline does, without padding and cut to the longest row."""
         arguments = {"truncation": True, "max_length": self.longest, **arguments}
-        return self.tokenizer(
+        return (tokenizer or self.tokenizer)(
             texts, pairs, padding=False, return_attention_mask=False, return_token_type_ids=False, **arguments
         )
 
@@ -240,20 +251,6 @@ class Pipeline(abc.ABC, Generic[Options]):
         for job, outputs in parts:
             yield [unit * shape.width + i for unit in job for i in range(shape.width)], outputs
 
-    @property
-    def _runs_at_once(self) -> int:
-        """How many runs of all calls keep the device busy: on a GPU one, and one that is made ready meanwhile.
-
-        Where the memory is limited there are no more than the limit counts.
-        """
-        if self._arguments["device"] != "cpu":
-            return 2
-        replicas = self.replicas
-        if self._arguments["memory_limit"] is not None:
-            return replicas
-        threads = max(1, thread_count(self._arguments["threads"]) // replicas)
-        return max(replicas, granted_cores() // threads)
-
     def _plan(self, lengths: Sequence[int], most: int | None = None) -> list[list[int]]:
         """Group rows of these lengths, or groups of rows where a graph fixes how many belong together, into batches."""
         opened, limit = self._open(), self._arguments["memory_limit"]
@@ -277,13 +274,14 @@ class Pipeline(abc.ABC, Generic[Options]):
         checked = (self.check_input(item, f"input {i}") for i, item in enumerate(inputs))
         if isinstance(inputs, list | tuple):
             running = options.started()
-            return list(self._stream([*checked], lambda: running))  # a wrong one is told before anything runs
-        return self._stream(checked, options.started)
+            parts = pieces([*checked], CHUNK, CHUNK_CHARACTERS)  # a wrong one is told before anything runs
+            return [answer for items in parts for answer in self.answer(items, running)]
+        return self._stream(checked, options)
 
-    def _stream(self, checked: Iterable[Any], options: Callable[[], Options]) -> Iterator[Any]:
-        """Answer piece by piece, each with the options, and their clock, that are asked for before it."""
-        for items in pieces(checked, CHUNK, CHUNK_CHARACTERS):
-            yield from self.answer(items, options())
+    def _stream(self, checked: Iterable[Any], options: Options) -> Iterator[Any]:
+        """Answer piece by piece, each with a clock of its own."""
+        for items in pieces(checked, self.piece_size(options), min(STREAM_CHARACTERS, CHUNK_CHARACTERS)):
+            yield from self.answer(items, options.started())
 
     def _read_options(self, options: Mapping[str, Any]) -> Options:
         known = [field.name for field in dataclasses.fields(self.options_type)]
@@ -300,7 +298,7 @@ class Pipeline(abc.ABC, Generic[Options]):
         return self._opened
 
     def _open_now(self) -> Parts:
-        return open_parts(self._bundle, self._arguments, self.replicas)
+        return open_parts(self._bundle, self._arguments, self._shares.threads)
 
     def __getstate__(self) -> dict[str, Any]:
         return self._arguments

@@ -111,9 +111,9 @@ class Tagger:
             spans = np.minimum(offsets, len(text))
             lengths = np.fromiter(map(len, names), np.int64, len(names))
             return np.asarray(lengths != spans[:, 1] - spans[:, 0])
-        blank = np.asarray([character == " " for character in text] + [False])
-        start = np.minimum(offsets[:, 0], len(text))
-        return np.asarray((start > 0) & ~blank[start - 1] & ~blank[start])
+        # Only where tokens begin: the text may be long, and have a window for every few hundred tokens.
+        starts = np.minimum(offsets[:, 0], len(text)).tolist()
+        return np.asarray([start > 0 and " " not in text[start - 1 : start + 1] for start in starts])
 
     def _plain(self, units: _Units, tokens: Array, names: list[str], offsets: Array) -> list[Entity]:
         kept = np.asarray([label not in self._ignored for label in self._labels])[units.label]

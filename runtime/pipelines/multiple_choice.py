@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from pinnace.errors import InputError
-from pinnace.runtime.arguments import check_fields, check_text
+from pinnace.runtime.arguments import check_text
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
+from pinnace.runtime.pipelines.items import check_fields
 from pinnace.runtime.pipelines.scores import softmax
 
 

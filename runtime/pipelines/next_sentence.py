@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from pinnace.runtime.arguments import check_fields, check_text
+from pinnace.runtime.arguments import check_text
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
+from pinnace.runtime.pipelines.items import check_fields
 from pinnace.runtime.pipelines.scores import softmax
 
 

@@ -1,4 +1,4 @@
-"""What a pipeline opens at first use: session and tokenizer, both at once, and what follows from them."""
+"""What a pipeline opens at first use: session and tokenizer, both at once; and how its runs share the machine."""
 
 from __future__ import annotations
 
@@ -6,18 +6,58 @@ import dataclasses
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.footprint import Footprint
 from pinnace.runtime.engine.session import Session
-from pinnace.runtime.machine.threads import thread_count
+from pinnace.runtime.machine.threads import granted_cores, thread_count
 from pinnace.runtime.pipelines.batching import RUN_TOKENS, default_token_budget
 from pinnace.runtime.pipelines.feeds import fixed_shape
 from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 # Most bytes that one batch's outputs may take: logits over a vocabulary are far larger than the activations.
 OUTPUT_BYTES: Final = 64 << 20
+
+
+class Shares(NamedTuple):
+    """How the runs of a pipeline share the machine.
+
+    Attributes:
+        replicas: batches of a call that run at once.
+        threads: threads of each run.
+        at_once: runs of all calls together that keep the device busy.
+    """
+
+    replicas: int
+    threads: int
+    at_once: int
+
+
+def share_machine(arguments: Mapping[str, Any], *, decoder: bool) -> Shares:
+    """Work out the shares from what the machine grants now.
+
+    On a GPU two runs are under way, one of which is made ready meanwhile. Where the memory is limited there are no more
+    than the limit counts.
+
+    Args:
+        arguments: those of `Pipeline`, by name.
+        decoder: rows share steps, so that one batch runs at a time.
+
+    Raises:
+        UsageError: a senseless number of threads in the environment.
+    """
+    count, asked = thread_count(arguments["threads"]), arguments["replicas"]
+    on_gpu = arguments["device"] != "cpu"
+    if on_gpu or decoder:
+        asked = 1
+    replicas = count if asked == "auto" else int(asked)
+    threads = max(1, count // replicas)
+    if on_gpu:
+        return Shares(replicas, threads, 2)
+    if arguments["memory_limit"] is not None:
+        return Shares(replicas, threads, replicas)
+    return Shares(replicas, threads, max(replicas, granted_cores() // threads))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,19 +81,18 @@ class Parts:
     footprint: Footprint
 
 
-def open_parts(bundle: Bundle, arguments: Mapping[str, Any], replicas: int) -> Parts:
+def open_parts(bundle: Bundle, arguments: Mapping[str, Any], threads: int) -> Parts:
     """Open the session and the tokenizer of a bundle.
 
     Args:
         bundle: the bundle, opened.
         arguments: those of `Pipeline`, by name.
-        replicas: how many runs share the threads.
+        threads: threads of one run.
 
     Raises:
         PinnaceError: as `Session` and `load_tokenizer`.
     """
     manifest = bundle.manifest
-    threads = max(1, thread_count(arguments["threads"]) // replicas)
     # The session is opened in C++ and holds no lock of Python's, so the tokenizer is read meanwhile.
     with _Reading(bundle.path) as reading:
         session = Session(

@@ -7,8 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from pinnace.runtime.arguments import Pair, check_pair, check_return_tensors
+from pinnace.runtime.arguments import check_return_tensors
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
+from pinnace.runtime.pipelines.items import Pair, check_pair
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,8 +9,9 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 from pinnace.errors import InputError, UsageError
-from pinnace.runtime.arguments import check_count, check_fields, check_text
+from pinnace.runtime.arguments import check_count, check_text
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
+from pinnace.runtime.pipelines.items import check_fields
 from pinnace.runtime.pipelines.qa_windows import Answer, Spans, best_spans, collect_answers, context_tokens
 
 Question: TypeAlias = tuple[str, str]
@@ -62,7 +63,8 @@ class QuestionAnsweringPipeline(Pipeline[AnswerOptions]):
 
     ``start`` and ``end`` count characters: ``context[start:end] == answer``. A long context is read in windows.
 
-    Source: behaviour of transformers 4.57, QuestionAnsweringPipeline.
+    Source: behaviour of transformers 4.57, QuestionAnsweringPipeline; but the question always comes first. There it
+    comes second where the tokenizer pads on the left, and the spans are then wrong.
     """
 
     task = "question-answering"

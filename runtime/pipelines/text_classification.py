@@ -10,8 +10,9 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.errors import UsageError
-from pinnace.runtime.arguments import Pair, check_count, check_pair, check_word
+from pinnace.runtime.arguments import check_count, check_word
 from pinnace.runtime.pipelines.base import CallOptions, Options, Pipeline
+from pinnace.runtime.pipelines.items import Pair, check_pair
 from pinnace.runtime.pipelines.scores import Array, sigmoid, softmax
 
 FUNCTIONS: Final[Mapping[str, Callable[[Array], Array]]] = MappingProxyType(

@@ -17,15 +17,20 @@ from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.generator import Generator
 from pinnace.runtime.generation.prefix import Prefix
+from pinnace.runtime.generation.request import DEFAULT_ROWS
 from pinnace.runtime.generation.result import Generated
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
 
+# A piece of a stream is so many times the prompts that run together.
+_ROUNDS: Final = 4
 Messages: TypeAlias = list[dict[str, Any]]
 _FORM: Final = "a text (str) or a list of messages, as [{'role': 'user', 'content': '...'}]"
 # What a template gets from elsewhere: the messages, and options of their own.
 _RENDERED: Final = frozenset(
     {"self", "messages", "tools", "documents", "template", "add_generation_prompt", "continue_final_message"}
 )
+# Options that only messages make use of.
+_FOR_MESSAGES: Final = ("continue_final_message", "tools", "documents", "chat_template", "chat_template_kwargs")
 _GENERATION: Final = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
@@ -34,8 +39,8 @@ class TextGenerationOptions(CallOptions):
     """Options of text-generation, beside the fields of `GenerationConfig`, which are given in the same way.
 
     Attributes:
-        return_full_text: give the prompt too; for messages, the conversation with its answer.
-        return_tensors: give ``generated_token_ids`` in place of a text.
+        return_full_text: give the prompt too, which is the default; for messages, the conversation with its answer.
+        return_tensors: give ``generated_token_ids``, the prompt's among them, in place of a text.
         clean_up_tokenization_spaces: close up spaces before punctuation.
         add_special_tokens: frame a text as the model was trained; by default as the tokenizer does.
         handle_long_generation: ``"hole"`` drops the beginning of a prompt that leaves no room for ``max_new_tokens``.
@@ -51,7 +56,7 @@ class TextGenerationOptions(CallOptions):
         generation: fields of `GenerationConfig`.
     """
 
-    return_full_text: bool = True
+    return_full_text: bool | None = None
     return_tensors: bool = False
     clean_up_tokenization_spaces: bool | None = None
     add_special_tokens: bool | None = None
@@ -69,6 +74,12 @@ class TextGenerationOptions(CallOptions):
     def __post_init__(self) -> None:
         super().__post_init__()
         check_word("handle_long_generation", self.handle_long_generation or "hole", ["hole"])
+        if self.return_tensors and self.return_full_text is not None:
+            raise UsageError("return_tensors gives ids and return_full_text asks for a text; expected one of them")
+        if self.shared_prefix is not None and not isinstance(self.shared_prefix, Prefix):
+            raise UsageError(
+                f"shared_prefix is {type(self.shared_prefix).__name__}; expected what the pipeline's prefix() computed"
+            )
         kwargs = self.chat_template_kwargs
         if not isinstance(kwargs, Mapping) or not all(isinstance(name, str) for name in kwargs):
             raise UsageError(f"chat_template_kwargs is {kwargs!r}; expected a mapping of names to values")
@@ -108,6 +119,13 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
     def is_one(self, inputs: Any, options: TextGenerationOptions) -> bool:
         """A list of messages is one input."""
         return super().is_one(inputs, options) or _is_chat(inputs)
+
+    def piece_size(self, options: TextGenerationOptions) -> int:
+        """A few times the prompts that run together: the last of a piece leave their mates' places empty."""
+        config = self.generator.config.merged(**options.generation)
+        alone = config.num_beams > 1 or bool(config.prompt_lookup_num_tokens)
+        together = 1 if alone else (options.batch_size or DEFAULT_ROWS) // config.num_return_sequences
+        return _ROUNDS * max(1, together)
 
     def answer(self, items: list[str | Messages], options: TextGenerationOptions) -> list[Any]:
         """Generate from each text or conversation: one list of records for each."""
@@ -182,6 +200,7 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
     def _prompt(self, item: str | Messages, options: TextGenerationOptions, *, begins: bool = False) -> Array:
         """Token ids of an input; ``begins`` for a beginning, which nothing may close."""
         if isinstance(item, str):
+            self._refuse_chat_options(options)
             framed = {} if options.add_special_tokens is None else {"add_special_tokens": options.add_special_tokens}
             ids = self.tokenizer.encode(item, **framed)
         else:
@@ -196,6 +215,11 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
                 raise UsageError(f"max_new_tokens={config.max_new_tokens} leaves no room for a prompt; ask for fewer")
             array = array[-room:]
         return array
+
+    def _refuse_chat_options(self, options: TextGenerationOptions) -> None:
+        for name in _FOR_MESSAGES:
+            if getattr(options, name) not in (None, {}):
+                raise UsageError(f"{name} is for messages, and the input is a text; leave it out, or give messages")
 
     def _render(self, messages: Messages, options: TextGenerationOptions, begins: bool) -> str:
         template, name = self.template, options.chat_template
@@ -237,7 +261,7 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
             text: Any = result.text or ""
             if options.clean_up_tokenization_spaces:
                 text = self.tokenizer.clean_up_tokenization(text)
-            if options.return_full_text:
+            if options.return_full_text is not False:
                 text = item + text if isinstance(item, str) else self._answered(item, text, options)
             record = {"generated_text": text}
         if result.logprobs is not None:

@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
-from typing import Any
+from types import MappingProxyType
+from typing import Any, Final
 
 import numpy as np
 
 from pinnace.errors import InputError, UsageError
-from pinnace.runtime.arguments import check_count, check_fields, check_text, check_word
+from pinnace.runtime.arguments import check_count, check_text, check_word
 from pinnace.runtime.pipelines.base import CallOptions
+from pinnace.runtime.pipelines.items import check_fields
+from pinnace.runtime.pipelines.opening import Parts
 from pinnace.runtime.pipelines.scores import Array
 from pinnace.runtime.pipelines.text_classification import FUNCTIONS, ClassifierPipeline
+
+# Where sentence-transformers 5 says how it makes scores of logits, and classes that it names there.
+_SETTINGS_FILE: Final = "config_sentence_transformers.json"
+_ACTIVATIONS: Final[Mapping[str, str]] = MappingProxyType({"Identity": "none", "Sigmoid": "sigmoid"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,8 +29,8 @@ class RankingOptions(CallOptions):
 
     Attributes:
         top_k: how many documents, best first; None gives all.
-        function_to_apply: ``"sigmoid"``, ``"softmax"`` or ``"none"`` on the logits; None takes sigmoid for one label
-            and softmax for two, where the second label means "relevant".
+        function_to_apply: ``"sigmoid"``, ``"softmax"`` or ``"none"`` on the logits; None takes, for one label, what the
+            model's CrossEncoder says, else sigmoid, and softmax for two, where the second label means "relevant".
     """
 
     top_k: int | None = None
@@ -55,7 +63,8 @@ class TextRankingPipeline(ClassifierPipeline[RankingOptions]):
 
         Raises:
             InputError: an input of another form.
-            UsageError: an unknown or unfit option, or a model with more than two labels.
+            UsageError: an unknown or unfit option, a model with more than two labels, or one that makes its scores by
+                another function.
         """
         inputs = query if inputs is None else inputs
         if documents is not None:
@@ -64,7 +73,7 @@ class TextRankingPipeline(ClassifierPipeline[RankingOptions]):
 
     def check_input(self, item: Any, place: str) -> Any:
         """Accept ``{"query", "documents"}``."""
-        if not isinstance(item, Mapping) and isinstance(item, str):
+        if isinstance(item, str):
             raise InputError(f"{place} is a query without documents; call it as pipe(query, documents)")
         query, documents = check_fields(item, place, ("query", "documents"))
         if not isinstance(documents, list | tuple):
@@ -92,5 +101,33 @@ class TextRankingPipeline(ClassifierPipeline[RankingOptions]):
                 f"text-ranking needs a model with one label, or two of which the second means relevant; this one has "
                 f"{labels}: {', '.join(self.manifest.labels)}.\n  Use pinnace.pipeline('text-classification', ...)"
             )
-        function = (options.function_to_apply or ("sigmoid" if labels == 1 else "softmax")).lower()
-        return np.asarray(FUNCTIONS[function](logits)[:, -1])
+        function = options.function_to_apply
+        if function is None:
+            function = "softmax" if labels == 2 else self._default_function()
+        return np.asarray(FUNCTIONS[function.lower()](logits)[:, -1])
+
+    def _default_function(self) -> str:
+        """What makes scores of the logits of one label."""
+        named = (self._activation or "Sigmoid").rpartition(".")[2]
+        if named not in _ACTIVATIONS:
+            raise UsageError(
+                f"the model makes its scores by {self._activation}, which is not known here; "
+                f"give function_to_apply= one of {', '.join(FUNCTIONS)}"
+            )
+        return _ACTIVATIONS[named]
+
+    def _open_now(self) -> Parts:
+        _ = self._activation  # read here, once: a service's requests see the opened pipeline
+        return super()._open_now()
+
+    @functools.cached_property
+    def _activation(self) -> str | None:
+        """The class that a CrossEncoder applies to its logits, as its settings name it; None where they do not."""
+        config = self._bundle.config()
+        settings = self._bundle.read_object(_SETTINGS_FILE) if (self.path / _SETTINGS_FILE).exists() else {}
+        noted = config.get("sentence_transformers")
+        for facts in (settings, noted if isinstance(noted, dict) else {}):
+            if facts.get("activation_fn"):
+                return str(facts["activation_fn"])
+        older = config.get("sbert_ce_default_activation_function")
+        return str(older) if older else None

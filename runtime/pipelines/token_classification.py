@@ -28,7 +28,8 @@ class TokenOptions(CallOptions):
             mean's, or its surest token's.
         ignore_labels: labels that are left out; None for the default.
         stride: tokens that neighbouring windows share; a text of any length is then read whole. None cuts it.
-        is_split_into_words: an input is the list of a text's words.
+        is_split_into_words: an input is the list of a text's words; one gives one list of entities (in transformers
+            4.57 a list of one list).
         delimiter: what stands between these words in the text that ``start`` and ``end`` count in; None for a space.
     """
 
@@ -87,6 +88,8 @@ class TokenClassificationPipeline(Pipeline[TokenOptions]):
     def answer(self, items: list[Any], options: TokenOptions) -> list[Any]:
         """Label the tokens of each text; the windows of all texts share batches."""
         texts = [self._whole_text(item, options) for item in items]
+        split = options.is_split_into_words
+        word_starts = [_word_starts(item, options.delimiter) if split else None for item in items]
         overflow: dict[str, Any] = {}
         if options.stride is not None:
             room = self.longest - self.tokenizer.num_special_tokens_to_add()
@@ -95,7 +98,7 @@ class TokenClassificationPipeline(Pipeline[TokenOptions]):
                     f"stride is {options.stride}; expected less than {room}, the tokens of text in one window"
                 )
             overflow = {"stride": options.stride, "return_overflowing_tokens": True}
-        encoded = self.encode(items, is_split_into_words=options.is_split_into_words, **overflow)
+        encoded = self.encode(items, is_split_into_words=split, **overflow)
         rows = encoded.encodings or []
         owners = encoded["overflow_to_sample_mapping"] if overflow else range(len(items))
         tagger = Tagger(self.tokenizer, self.manifest.labels, options.aggregation_strategy, options.ignore_labels)
@@ -103,11 +106,9 @@ class TokenClassificationPipeline(Pipeline[TokenOptions]):
         for places, outputs in self.batches(rows, options):
             probabilities = softmax(outputs["logits"])  # (B, T, labels)
             for row, i in enumerate(places):
-                item = items[owners[i]]
-                starts = _word_starts(item, options.delimiter) if options.is_split_into_words else None
-                found[i] = tagger.entities(
-                    Window(texts[owners[i]], rows[i], probabilities[row, : len(rows[i])], starts)
-                )
+                owner = owners[i]
+                chances = probabilities[row, : len(rows[i])]
+                found[i] = tagger.entities(Window(texts[owner], rows[i], chances, word_starts[owner]))
         results: list[list[Entity]] = [[] for _ in items]
         windows = np.bincount(np.asarray(owners, np.int64), minlength=len(items))
         for owner, entities in zip(owners, found, strict=True):

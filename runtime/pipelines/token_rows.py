@@ -6,7 +6,7 @@ from array import array
 from collections.abc import Callable, Iterable
 from typing import Any, Final, Self
 
-from pinnace.runtime.arguments import Pair
+from pinnace.runtime.pipelines.items import Pair
 from pinnace.runtime.pipelines.pieces import pieces
 
 # Pairs that are tokenized at once. What is cut off a row is held too, until its slice is done: some 1 kB for a token.

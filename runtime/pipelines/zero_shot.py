@@ -77,6 +77,10 @@ class ZeroShotClassificationPipeline(ClassifierPipeline[ZeroShotOptions]):
             raise InputError(f"{place} is an empty text, expected one to judge; leave it out")
         return text
 
+    def piece_size(self, options: ZeroShotOptions) -> int:
+        """Each text runs once for each label."""
+        return max(1, super().piece_size(options) // len(options.candidate_labels))
+
     def answer(self, items: list[str], options: ZeroShotOptions) -> list[Any]:
         """Judge each text; the hypotheses of all texts share batches."""
         labels = options.candidate_labels

@@ -36,8 +36,14 @@ async def chat(exchange: Exchange) -> None:
     if not isinstance(kwargs, dict):
         raise Refused(400, "chat_template_kwargs must be an object", param="chat_template_kwargs")
     messages = _messages(body.get("messages"))
-    form = ChatForm(model.name, _text_of(model))
-    await _answer(exchange, body, asked, form, lambda pipe: [pipe.prompt_ids(messages, chat_template_kwargs=kwargs)])
+    form = ChatForm(model.name, *_texts_of(model))
+
+    def prompts(pipe: Any) -> list[Any]:
+        if pipe.template is None:
+            raise Refused(400, f"{model.name} has no chat template; send the text itself to /v1/completions")
+        return [pipe.prompt_ids(messages, chat_template_kwargs=kwargs)]
+
+    await _answer(exchange, body, asked, form, prompts)
 
 
 async def completions(exchange: Exchange) -> None:
@@ -46,7 +52,7 @@ async def completions(exchange: Exchange) -> None:
     model = exchange.choose(body.get("model"), _TASK)
     asked = read_parameters(body, chat=False)
     prompts = _prompts(body.get("prompt"))
-    form = TextForm(model.name, _text_of(model))
+    form = TextForm(model.name, *_texts_of(model))
     await _answer(
         exchange, body, asked, form,
         lambda pipe: [pipe.prompt_ids(one) if isinstance(one, str) else one for one in prompts],
@@ -57,11 +63,14 @@ async def _answer(exchange: Exchange, body: Mapping[str, Any], asked: Parameters
     def tokens(pipe: Any, call: Call) -> Iterator[Choice]:
         # A bundle's own generation_config.json may ask for several too.
         several = asked.options.get("num_return_sequences", pipe.generator.config.num_return_sequences)
+        options = dict(asked.options)
+        if not options.get("do_sample", pipe.generator.config.do_sample):
+            options.pop("seed", None)  # clients send one with every request
         try:
-            config = pipe.generator.config.merged(**{**asked.options, "num_return_sequences": None})
+            config = pipe.generator.config.merged(**{**options, "num_return_sequences": None})
             if several > 1 and not config.do_sample:
                 raise Refused(400, "n above 1 needs a temperature above 0: else all would be the same", param="n")
-            found = pipe.generator.stream(prompts(pipe), logprobs=asked.logprobs, cancellation=call, **asked.options)
+            found = pipe.generator.stream(prompts(pipe), logprobs=asked.logprobs, cancellation=call, **options)
         except UsageError as error:
             raise in_words_of_the_request(error, body) from None
         for token in found:
@@ -151,7 +160,11 @@ def _row(ids: list[int], place: int) -> Any:
         raise InputError(f"prompt {place} has an id that is no token") from None
 
 
-def _text_of(model: Model) -> Callable[[int], str]:
-    """The text of one token, as the model's tokenizer has it."""
+def _texts_of(model: Model) -> tuple[Callable[[int], str], Callable[[int], str]]:
+    """The text of one token as the model's tokenizer decodes it, and as its vocabulary writes it."""
     tokenizer = model.pipe.tokenizer
-    return lambda id_: str(tokenizer.decode([id_], False, False))
+
+    def text_of(id_: int) -> str:
+        return str(tokenizer.decode([id_], False, False))
+
+    return text_of, lambda id_: tokenizer.convert_ids_to_tokens(id_) or ""

@@ -104,7 +104,9 @@ def read_switch(body: Mapping[str, Any], name: str) -> bool:
 def in_words_of_the_request(error: UsageError, body: Mapping[str, Any]) -> Refused:
     """Return the answer to a pipeline's complaint about an option, which the client knows by another name."""
     text, param = str(error), None
-    for name, option in _OPTIONS.items():
+    # Chat says the number in the second of two parameters, and its first is no number.
+    words = {"top_logprobs": "logprobs", "logprobs": "logprobs", **_OPTIONS}
+    for name, option in words.items():
         if body.get(name) is not None and re.search(rf"\b{option}\b", text):
             text, param = re.sub(rf"\b{option}\b", name, text), param or name
     return Refused(400, text, param=param)

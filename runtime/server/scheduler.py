@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable, Sequence
 from typing import Final
 
-from pinnace.errors import InputError, PinnaceError
+from pinnace.errors import InputError, MachineError, PinnaceError
 from pinnace.runtime.engine.cancellation import CANCELLED, RunLimit
 from pinnace.runtime.generation.decoder import Decoder, Stopped
 from pinnace.runtime.generation.row import Row, Token
@@ -193,10 +193,11 @@ class Scheduler:
         """Whether the memory has room for one row more; the first was judged when its request was read."""
         if not self._running:
             return True
-        longest = max(len(one.prompt) + one.limit for one in (row, *self._running))
+        together = (row, *self._running)
+        longest = max(len(one.prompt) + one.limit for one in together)
         try:
-            self._decoder.check_memory(len(self._running) + 1, longest)
-        except InputError:
+            self._decoder.check_memory(len(together), longest, max(len(one.prompt) for one in together))
+        except (InputError, MachineError):
             return False
         return True
 

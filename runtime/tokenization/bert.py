@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, processors
@@ -23,12 +23,10 @@ from pinnace.runtime.tokenization.files import (
     read_vocabulary,
 )
 
-DEFAULT_TOKENS = {
+DEFAULT_TOKENS: Final[Mapping[str, str]] = {
     "unk_token": "[UNK]", "sep_token": "[SEP]", "pad_token": "[PAD]", "cls_token": "[CLS]", "mask_token": "[MASK]",
 }  # fmt: skip
-
-
-INPUT_NAMES = ("input_ids", "token_type_ids", "attention_mask")
+INPUT_NAMES: Final = ("input_ids", "token_type_ids", "attention_mask")
 
 
 class Source(NamedTuple):
@@ -98,7 +96,7 @@ class BertTokenizer(Tokenizer):
             "unk_token": unk_token, "sep_token": sep_token, "pad_token": pad_token,
             "cls_token": cls_token, "mask_token": mask_token,
         }  # fmt: skip
-        tokens = DEFAULT_TOKENS | dict(stated.special_tokens) | {name: t for name, t in asked.items() if t is not None}
+        tokens = {**DEFAULT_TOKENS, **stated.special_tokens, **{name: t for name, t in asked.items() if t is not None}}
         with guarded(BundleError, "vocab"):
             apply_bert_options(backend, {name: value for name, value in options.items() if value is not None})
             backend.model.unk_token = str(tokens["unk_token"])

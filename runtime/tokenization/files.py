@@ -8,38 +8,38 @@ So the text of one row is capped (``MAX_TEXT_CHARS``), and a service should cap 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import tokenizers
 from tokenizers import normalizers
 
 from pinnace.errors import BundleError, PinnaceError
+from pinnace.runtime.bundles import integrity
 
-MAX_FILE_BYTES = 64 * 2**20
+MAX_FILE_BYTES: Final = 64 * 2**20
 """Largest tokenizer file that is read, in bytes; the largest vocabularies in use (256,000 tokens) take about 35 MB."""
 
-MAX_TEXT_CHARS = 2**20
+MAX_TEXT_CHARS: Final = 2**20
 """Longest text of one row, in characters; at one token per character it takes about 0.8 GB and a few seconds."""
 
-UNLIMITED = int(1e30)
+UNLIMITED: Final = int(1e30)
 """``model_max_length`` of a tokenizer that states none."""
 
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+SPECIAL_TOKENS: Final = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
-GENERIC_CLASSES = {"PreTrainedTokenizerFast", "TokenizersBackend"}
+GENERIC_CLASSES: Final = frozenset({"PreTrainedTokenizerFast", "TokenizersBackend"})
 """Values of ``tokenizer_class`` that take ``tokenizer.json`` as it is, without the options of a BERT normalizer."""
 
-BERT_OPTIONS = {
+BERT_OPTIONS: Final[Mapping[str, str]] = {
     "do_lower_case": "lowercase",
     "strip_accents": "strip_accents",
     "tokenize_chinese_chars": "handle_chinese_chars",
 }
-_KEPT = ("tokenizer_class", "chat_template", *BERT_OPTIONS)
+_KEPT: Final = ("tokenizer_class", "chat_template", *BERT_OPTIONS)
 
 
 @contextmanager
@@ -87,34 +87,12 @@ class TokenizerSettings:
 
 def read_text(path: Path) -> str:
     """Read one UTF-8 file of at most ``MAX_FILE_BYTES`` bytes; Raises BundleError."""
-    try:
-        if not path.is_file():
-            raise BundleError(f"{path.name}: got no such regular file in {path.parent}.")
-        with path.open("rb") as stream:
-            data = stream.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise BundleError(f"{path.name}: cannot be read: {error.strerror}.") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise BundleError(
-            f"{path.name}: got more than {MAX_FILE_BYTES} bytes, expected a tokenizer file below that size."
-        )
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise BundleError(f"{path.name}: got bytes that are not UTF-8 at position {error.start}.") from error
+    return integrity.read_text(path, MAX_FILE_BYTES)
 
 
 def read_object(path: Path) -> dict[str, Any]:
     """Read a JSON object; an absent file is an empty one. Raises BundleError."""
-    if not path.exists():
-        return {}
-    try:
-        value = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{path.name}: got something that is not JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise BundleError(f"{path.name}: got a {type(value).__name__}, expected a JSON object.")
-    return value
+    return integrity.read_object(path, MAX_FILE_BYTES) if path.exists() else {}
 
 
 def read_vocabulary(path: Path) -> dict[str, int]:
@@ -161,11 +139,11 @@ def parse_settings(config: Mapping[str, Any]) -> TokenizerSettings:
         BundleError: a key with a value of the wrong type; the text names it.
     """
     extras = config.get("extra_special_tokens") or config.get("additional_special_tokens") or ()
-    extras = extras.values() if isinstance(extras, Mapping) else extras
-    _expect(isinstance(extras, (list, tuple)) or hasattr(extras, "__iter__"), "extra_special_tokens", extras, "a list")
+    extras = tuple(extras.values()) if isinstance(extras, Mapping) else extras
+    _expect(isinstance(extras, (list, tuple)), "extra_special_tokens", extras, "a list of tokens")
     decoder = config.get("added_tokens_decoder") or {}
     _expect(
-        isinstance(decoder, Mapping) and all(str(number).isdecimal() for number in decoder),
+        isinstance(decoder, Mapping) and all(_is_id(number) for number in decoder),
         "added_tokens_decoder", decoder, "an object from ids to tokens",
     )  # fmt: skip
     names = config.get("model_input_names") or ()
@@ -212,6 +190,11 @@ def apply_bert_options(backend: tokenizers.Tokenizer, options: Mapping[str, Any]
     stated = {name: getattr(normalizer, name) for name in ("clean_text", *BERT_OPTIONS.values())}
     stated |= {name: value for name, value in given.items() if value is not None or name == "strip_accents"}
     backend.normalizer = normalizers.BertNormalizer(**stated)
+
+
+def _is_id(key: Any) -> bool:
+    """Whether a key of a JSON object is a token id; 2**32 has ten digits."""
+    return str(key).isdecimal() and len(str(key)) <= 10
 
 
 def _expect(right: bool, key: str, got: Any, expected: str) -> None:

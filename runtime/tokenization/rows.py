@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from pinnace.errors import InputError, unknown_word
 from pinnace.runtime.tokenization.files import MAX_TEXT_CHARS, UNLIMITED
@@ -16,8 +16,10 @@ Text: TypeAlias = str | list[str]
 Row: TypeAlias = tuple[Text, Text | None]
 """A text and its partner in a pair."""
 
-_PADDING = {False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length"}
-_TRUNCATION = {
+_PADDING: Final[Mapping[bool | str, str | None]] = {
+    False: None, "do_not_pad": None, True: "longest", "longest": "longest", "max_length": "max_length",
+}  # fmt: skip
+_TRUNCATION: Final[Mapping[bool | str | None, str | None]] = {
     None: None,
     False: None,
     "do_not_truncate": None,
@@ -27,7 +29,7 @@ _TRUNCATION = {
     "only_second": "only_second",
 }
 # Beyond this, a stated length means "no limit" and cannot be padded to.
-_NO_LIMIT = int(1e20)
+_NO_LIMIT: Final = int(1e20)
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,7 @@ def _text(name: str, value: Any, split: bool) -> Text:
     return list(value) if split else value
 
 
-def _word(kind: str, value: Any, table: dict[Any, str | None]) -> str | None:
+def _word(kind: str, value: Any, table: Mapping[Any, str | None]) -> str | None:
     # 0 and 1 equal False and True as keys, but as arguments they are mistakes.
     if value is None or isinstance(value, (bool, str)):
         if value in table:

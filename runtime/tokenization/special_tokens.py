@@ -204,7 +204,9 @@ class SpecialTokens:
     @staticmethod
     def _check_ids(ids: Any) -> list[int]:
         numbers = []
-        for item in ids if hasattr(ids, "__iter__") and not isinstance(ids, str) else (ids,):
+        # An array without dimensions is one id, though it has the method of a list.
+        several = hasattr(ids, "__iter__") and not isinstance(ids, str) and getattr(ids, "shape", None) != ()
+        for item in ids if several else (ids,):
             try:
                 number = operator.index(item)
             except TypeError:

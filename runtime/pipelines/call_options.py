@@ -8,7 +8,7 @@ import time
 from typing import ClassVar, Self, TypeVar
 
 from pinnace.errors import DeadlineExceeded, UsageError
-from pinnace.runtime.arguments import check_count, check_seconds
+from pinnace.runtime.arguments import check_count, check_flag, check_seconds
 from pinnace.runtime.engine.cancellation import Cancellation
 
 
@@ -28,6 +28,10 @@ class CallOptions:
     _until: ClassVar[float | None] = None  # the moment, of the monotonic clock, when the timeout passes
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.type == "bool" or (field.type == "bool | None" and value is not None):  # annotations are texts
+                check_flag(field.name, value)
         check_count("batch_size", self.batch_size)
         check_seconds("timeout", self.timeout)
         if self.cancellation is not None and not isinstance(self.cancellation, Cancellation):
