@@ -36,6 +36,7 @@ from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.islands import too_large_for_fp16
+from pinnace.runtime.arguments import check_count
 from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
 STATIC: Final = "onnx, fixed cache"  # the target onnx, where the cache has a fixed capacity
@@ -86,7 +87,7 @@ def export(
     attentions: bool = False,
     all_logits: bool = False,
     random_weights: bool = False,
-    config: str = "",
+    config: str | Mapping[str, Any] = "",
     labels: Sequence[str] | None = None,
     init_missing: bool = False,
     allow_pickle: bool = False,
@@ -112,7 +113,7 @@ def export(
         attentions: give every layer's attention weights too, as ``attentions.0``, ...
         all_logits: a causal task gives logits for every position.
         random_weights: no checkpoint: random weights in the configured shape.
-        config: ``key=value,...`` applied to the configuration.
+        config: fields of the configuration to set, as a mapping or as text (``key=value,...``).
         labels: names of a classifier's labels, in the order of its logits; None takes the checkpoint's own.
         init_missing: give missing weights fresh random numbers instead of failing.
         allow_pickle: accept a pickle checkpoint where there are no safetensors.
@@ -133,7 +134,8 @@ def export(
     """
     _check_words(precision=precision, target=target, layout=layout)
     if opset not in OPSETS:
-        raise UsageError(f"opset {opset} is not supported; choose {OPSETS[0]} to {OPSETS[-1]}")
+        raise UsageError(f"opset {opset!r} is not supported; choose a number from {OPSETS[0]} to {OPSETS[-1]}")
+    _check_types(static, labels)
     say = progress or (lambda _line: None)
     origin = find_origin(
         model, task, hub=hub or HubOptions(), subfolder=subfolder, random_weights=random_weights,
@@ -142,7 +144,7 @@ def export(
     options = Options(dict(static or {}), hidden_states, attentions, all_logits)
     check_options(origin.task, options)
     folder = output_folder(model, origin.task.name, output)
-    check_request(precision, origin.task, options, data, allow_degraded)
+    check_request(precision, origin.task, options, origin.folder, data, allow_degraded)
 
     def build_in(place: Path) -> Exported:
         build = _Build(origin, options, target, opset, layout, place, say)
@@ -163,6 +165,16 @@ def _check_words(*, precision: str, target: str, layout: str) -> None:
     for kind, got, known in words:
         if got not in known:
             raise unknown_word(kind, got, known)
+
+
+def _check_types(static: Any, labels: Any) -> None:
+    """Refuse the command line's words where a function takes values."""
+    if static is not None and not isinstance(static, Mapping):
+        raise UsageError(f"static is {static!r}; expected axes and their sizes, as {{'batch': 1, 'sequence': 128}}")
+    for axis, size in (static or {}).items():
+        check_count(f"static[{axis!r}]", size)
+    if isinstance(labels, str):
+        raise UsageError(f"labels is the text {labels!r}; expected a list of texts, one for each logit")
 
 
 class _Build:

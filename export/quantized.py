@@ -8,8 +8,9 @@ from typing import Any, Final
 from pinnace.errors import UsageError
 from pinnace.export.interface import CAPACITY, Options
 from pinnace.export.tasks import Task
+from pinnace.export.tokenizer_files import has_tokenizer
 from pinnace.quantize.builder import quantize_into
-from pinnace.quantize.examples.source import read_examples
+from pinnace.quantize.examples.source import USUAL_MASK, mask_of, read_examples
 from pinnace.quantize.request import Settings, usual_scheme
 from pinnace.quantize.workshop import Progress
 from pinnace.runtime.bundles.bundle import Bundle
@@ -20,13 +21,16 @@ from pinnace.spec import Manifest
 QUANTIZED: Final = ("int8", "int4")
 
 
-def check_request(precision: str, task: Task, options: Options, data: str | Path | None, allow_degraded: bool) -> None:
+def check_request(
+    precision: str, task: Task, options: Options, folder: Path | None, data: str | Path | None, allow_degraded: bool
+) -> None:
     """Find what is wrong with a request before the long work begins.
 
     Args:
         precision: what the export is asked for.
         task: the row of the task table.
         options: choices that shape the graph.
+        folder: of the checkpoint, or None.
         data: file of examples, or None.
         allow_degraded: whether a variant that misses its gate may be written.
 
@@ -41,7 +45,8 @@ def check_request(precision: str, task: Task, options: Options, data: str | Path
                 f"leave --static out, or fix {CAPACITY} alone"
             )
         if data is not None:
-            read_examples(Path(data), task.name)
+            mask = mask_of(folder, task.name) if folder is not None and has_tokenizer(folder) else USUAL_MASK
+            read_examples(Path(data), task.name, mask_token=mask)
     elif data is not None or allow_degraded:
         given = "--data" if data is not None else "--allow-degraded"
         raise UsageError(f"{given} is for --precision {' or '.join(QUANTIZED)}, got --precision {precision}")

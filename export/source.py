@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pinnace.errors import CheckpointError, UsageError
 from pinnace.export.tasks import Task, find_task, task_of_head
 from pinnace.export.tokenizer_files import read_pooling
-from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint
+from pinnace.models.checkpoints.hub import HubOptions, check_links, locate_checkpoint
 from pinnace.models.configs.config import PreTrainedConfig
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
 from pinnace.spec import Pooling, Source, canonical_task
@@ -41,7 +41,7 @@ def find_origin(
     subfolder: str = "",
     random_weights: bool = False,
     allow_pickle: bool = False,
-    changes: str = "",
+    changes: str | Mapping[str, Any] = "",
     labels: Sequence[str] | None = None,
 ) -> Origin:
     """Resolve the model's name to a folder, a configuration, a task and a head.
@@ -53,7 +53,7 @@ def find_origin(
         subfolder: folder inside the repository or folder.
         random_weights: only the configuration is needed; a catalog name then stands for the default shape.
         allow_pickle: accept a pickle where there are no safetensors.
-        changes: ``key=value,...`` applied to the configuration.
+        changes: fields of the configuration to set, as a mapping or as text (``key=value,...``).
         labels: names of the labels, in the order of the logits; None keeps the configuration's.
 
     Raises:
@@ -78,16 +78,22 @@ def find_origin(
         )
         folder = located.path
         if not (folder / "config.json").is_file():
+            check_links(folder)
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(f"{model} has no config.json, so it is no checkpoint\n  it has: {inside}")
         facts, _ = PreTrainedConfig.get_config_dict(folder)
         arch = arch_of(facts)
+        if labels is not None:
+            defaults = {**_without_labels(facts), **defaults}
         config = arch.config_class().from_pretrained(folder, **defaults)
         is_folder = Path(model).is_dir()
         source = Source(_folder_name(Path(model)) if is_folder else str(model), located.revision)
         found, head = find_task(task or _own_task(config, model), arch.name)
-    if changes:
-        config.update_from_string(changes)
+    if isinstance(changes, str):
+        if changes:
+            config.update_from_string(changes)
+    else:
+        config.update(changes)
     if labels is not None:
         _name_labels(config, labels, fixed=folder is not None and not random_weights)
     if found.causal:
@@ -119,9 +125,16 @@ def _name_labels(config: Any, labels: Sequence[str], *, fixed: bool) -> None:
     if fixed and len(labels) != config.num_labels:
         raise UsageError(
             f"{len(labels)} labels are given, and the model has {config.num_labels}; give one for each "
-            f"(--config num_labels={len(labels)} changes their number, for a head that is made afresh)"
+            f"(where the checkpoint has no such head, --config num_labels={len(labels)} with --init-missing makes one)"
         )
     config.update({"id2label": dict(enumerate(labels)), "label2id": {label: i for i, label in enumerate(labels)}})
+
+
+def _without_labels(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What makes a file with labels, whatever they are, one without: their number alone."""
+    counts = (len(facts[key]) for key in ("id2label", "label2id") if isinstance(facts.get(key), dict | list))
+    count = facts.get("num_labels") or next(counts, None)
+    return {"id2label": None, "label2id": None, **({"num_labels": count} if count else {})}
 
 
 def _required(task: str | None, model: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -14,17 +15,20 @@ from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024
 _SENTENCE: Final = "sentence_bert_config.json"
+_PROMPTS: Final = "config_sentence_transformers.json"
 _PLAIN: Final = (
     "tokenizer.json",
     "vocab.txt",
     "added_tokens.json",
     "chat_template.jinja",
-    "config_sentence_transformers.json",
+    _PROMPTS,
     _SENTENCE,
 )
 _FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
-_POOLING: Final = "1_Pooling/config.json"
 _MODULES: Final = "modules.json"
+# A module's folder in the checkpoint: without a dot it is not above it, and has no name that the bundle gives a file.
+# Deeper ones no bundle may have.
+_MODULE_FOLDER: Final = re.compile(r"[\w-]{1,64}", re.ASCII)
 _TEMPLATES: Final = "additional_chat_templates"
 _TEMPLATE: Final = re.compile(r"[\w-]+\.jinja", re.ASCII)
 # Fields that name files or code of the machine that saved the tokenizer.
@@ -56,6 +60,8 @@ def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
             kept = {key: value for key, value in _object(path).items() if key not in _LEFT_OUT}
             content = _json_text(kept).encode()
         else:
+            if name == _SENTENCE:
+                _object(path)  # refused by its own name, not by the copy's
             content = _content(path)
         (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
@@ -64,8 +70,11 @@ def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
 
 
 def _names(source: Path) -> Iterator[str]:
-    """Names that may be copied: those of the list, and the named chat templates that the folder has."""
-    yield from (*_PLAIN, *_FILTERED, _MODULES, _POOLING)
+    """Names that may be copied: those of the list, and the pooling and the named chat templates that the folder has."""
+    yield from (*_PLAIN, *_FILTERED, _MODULES)
+    for module in _modules(source):
+        if _kind(module) == "Pooling" and (place := _folder_of(module)):
+            yield f"{place}/config.json"
     if (source / _TEMPLATES).is_dir():
         names = sorted(path.name for path in (source / _TEMPLATES).iterdir())
         yield from (f"{_TEMPLATES}/{name}" for name in names if _TEMPLATE.fullmatch(name))
@@ -116,26 +125,96 @@ def read_pooling(folder: Path) -> Pooling | None:
     """How a sentence-transformers folder makes a vector of a text; None for other folders.
 
     Raises:
-        CheckpointError: it pools in a way, or has a module, that Pinnace does not have.
+        CheckpointError: it pools in a way, or has a module, that Pinnace does not have; or it does not say how.
     """
     path = folder / _MODULES
     if not path.is_file():
         return None
-    modules = _parsed(path)
-    if not isinstance(modules, list) or not all(isinstance(m, dict) for m in modules):
-        raise CheckpointError(f"{path} must be a list of modules")
-    kinds = [str(m.get("type", "")).rpartition(".")[2] for m in modules]
+    modules = _modules(folder)
+    kinds = [_kind(module) for module in modules]
     unknown = sorted(set(kinds) - {"Transformer", "Pooling", "Normalize"})
     if unknown:
         raise CheckpointError(f"{path} has the module {unknown[0]}; Pinnace has Transformer, Pooling and Normalize")
-    facts = _object(folder / _POOLING) if (folder / _POOLING).is_file() else {"pooling_mode_mean_tokens": True}
-    mode = facts.get("pooling_mode")
+    _check_texts(folder)
+    if "Pooling" not in kinds:
+        _warn(f"{path} has no Pooling module, so the bundle gives vectors of tokens; pooling= makes one of each text")
+        return None
+    if kinds.count("Pooling") > 1:
+        raise CheckpointError(f"{path} has {kinds.count('Pooling')} Pooling modules; Pinnace pools once")
+    mode, include_prompt = _pooling_facts(folder, modules[kinds.index("Pooling")])
+    return Pooling(mode, "Normalize" in kinds, include_prompt)
+
+
+def _pooling_facts(folder: Path, module: dict[str, Any]) -> tuple[str, bool]:
+    """How a module pools, and whether the tokens of a prompt count."""
+    place = _folder_of(module)
+    if place is None:
+        raise CheckpointError(
+            f"{folder / _MODULES}: the path of Pooling is {module.get('path')!r}, expected the name of a folder of "
+            "the checkpoint, in letters, digits, _ and -, such as '1_Pooling'"
+        )
+    path = folder / place / "config.json"
+    if not path.is_file():
+        raise CheckpointError(
+            f"{folder / _MODULES} has a Pooling module, and {place}/config.json, which says how it pools, is not in "
+            "the folder; download the whole repository and give its folder"
+        )
+    facts = _object(path)
+    mode = facts.get("pooling_mode")  # a word, or several in a list
     modes = {"pooling_mode_mean_tokens": "mean", "pooling_mode_cls_token": "cls", "pooling_mode_max_tokens": "max"}
-    chosen = [mode] if isinstance(mode, str) else [m for key, m in modes.items() if facts.get(key)]
+    said = mode if isinstance(mode, list) else [mode] if isinstance(mode, str) else None
+    chosen = [m for key, m in modes.items() if facts.get(key)] if said is None else said
     others = [k for k, v in facts.items() if k.startswith("pooling_mode_") and v is True and k not in modes]
     if len(chosen) != 1 or chosen[0] not in modes.values() or others:
-        raise CheckpointError(f"{_POOLING} asks for {others or chosen}; Pinnace pools by mean, cls or max, one of them")
-    return Pooling(str(chosen[0]), "Normalize" in kinds)
+        raise CheckpointError(
+            f"{place}/config.json asks for {others or chosen}; Pinnace pools by mean, cls or max, one of them"
+        )
+    include_prompt = facts.get("include_prompt", True)
+    if not isinstance(include_prompt, bool):
+        raise CheckpointError(f"{path}: include_prompt is {include_prompt!r}, expected true or false")
+    return str(chosen[0]), include_prompt
+
+
+def _check_texts(folder: Path) -> None:
+    """Refuse what the runtime, which applies these settings to texts, would refuse."""
+    facts = _object(folder / _SENTENCE) if (folder / _SENTENCE).is_file() else {}
+    length = facts.get("max_seq_length")
+    if length is not None and (type(length) is not int or length < 1):
+        raise CheckpointError(
+            f"{folder / _SENTENCE}: max_seq_length is {length!r}, expected a whole number of at least 1, or null"
+        )
+    facts = _object(folder / _PROMPTS) if (folder / _PROMPTS).is_file() else {}
+    name, prompts = facts.get("default_prompt_name"), facts.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        raise CheckpointError(f"{folder / _PROMPTS}: prompts is {prompts!r}, expected an object of texts")
+    # sentence-transformers has the two for every model.
+    if name is not None and name not in ["query", "document", *prompts]:
+        raise CheckpointError(
+            f"{folder / _PROMPTS}: default_prompt_name is {name!r}, expected the name of one of its prompts"
+        )
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, UserWarning, stacklevel=4)
+
+
+def _modules(folder: Path) -> list[dict[str, Any]]:
+    """The modules of a sentence-transformers folder; none for other folders. Raises CheckpointError."""
+    path = folder / _MODULES
+    modules = _parsed(path) if path.is_file() else []
+    if not isinstance(modules, list) or not all(isinstance(module, dict) for module in modules):
+        raise CheckpointError(f"{path} must be a list of modules")
+    return modules
+
+
+def _kind(module: dict[str, Any]) -> str:
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def _folder_of(module: dict[str, Any]) -> str | None:
+    """Where a module's settings lie; None where that is no plain folder inside the checkpoint."""
+    path = module.get("path")
+    return path if isinstance(path, str) and _MODULE_FOLDER.fullmatch(path) else None
 
 
 def _object(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
         if _splits(case, interface):
             _compare_rows(run, interface, case, got, rows, precision)
         if _steps(case, interface, config):
-            _compare_steps(run, interface, case, got, precision)
+            _compare_steps(run, case, got, precision)
     for name, found in total.items():
         # The largest entry is an answer where the entries are scores, and chance in a hidden state or a cache.
         if name.endswith("logits") and (miss := found.miss(gate)):
@@ -188,9 +188,7 @@ def _compare_rows(
                 raise CheckFailed(f"{where} alone differs from itself in the batch: {miss}")
 
 
-def _compare_steps(
-    run: Callable[[Mapping[str, Array]], Outputs], interface: Interface, case: Case, whole: Outputs, precision: str
-) -> None:
+def _compare_steps(run: Callable[[Mapping[str, Array]], Outputs], case: Case, whole: Outputs, precision: str) -> None:
     """Feed a row in two steps through the cache; the last logits must be those of the row in one step."""
     first = FIRST_STEP
     half = run(first_tokens(case.inputs, first))

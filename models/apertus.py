@@ -36,8 +36,8 @@ from pinnace.models.xielu import XIELU
 
 
 @dataclass
-class Pass:
-    """What one run carries through the layers, and what it collects: keys and values, attention weights."""
+class PassState:
+    """What travels beside the hidden states through one forward pass, and what it collects: keys, values, weights."""
 
     mask: Tensor
     cos: Tensor
@@ -91,16 +91,16 @@ class ApertusAttention(nn.Module):
         self.q_norm = ApertusRMSNorm(D, config.rms_norm_eps)
         self.k_norm = ApertusRMSNorm(D, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, run: Pass) -> Tensor:
+    def forward(self, x: Tensor, state: PassState) -> Tensor:
         q, k, v = (ops.linear(x, each.weight, each.bias) for each in (self.q_proj, self.k_proj, self.v_proj))
-        q = ops.rotary(self.q_norm(q), run.cos, run.sin)  # (B, T, N * D)
-        k = ops.rotary(self.k_norm(k), run.cos, run.sin)  # (B, T, K * D)
-        past = cast(tuple[Tensor, Tensor], run.past[self.layer_idx]) if run.past else None  # (B, K, P, D) each
+        q = ops.rotary(self.q_norm(q), state.cos, state.sin)  # (B, T, N * D)
+        k = ops.rotary(self.k_norm(k), state.cos, state.sin)  # (B, T, K * D)
+        past = cast(tuple[Tensor, Tensor], state.past[self.layer_idx]) if state.past else None  # (B, K, P, D) each
         dropout = self.dropout if self.training else 0.0
-        context, weights, key, value = ops.cached_attention(q, k, v, run.mask, past, self.num_heads, dropout=dropout)
-        run.presents.append((key, value))
-        if run.attentions is not None:
-            run.attentions.append(weights)
+        context, weights, key, value = ops.cached_attention(q, k, v, state.mask, past, self.num_heads, dropout=dropout)
+        state.presents.append((key, value))
+        if state.attentions is not None:
+            state.attentions.append(weights)
         return ops.linear(context, self.o_proj.weight, self.o_proj.bias)
 
 
@@ -114,10 +114,10 @@ class ApertusDecoderLayer(nn.Module):
         self.attention_layernorm = ApertusRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.feedforward_layernorm = ApertusRMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, normed: Tensor, stream: Tensor, run: Pass) -> tuple[Tensor, Tensor]:
+    def forward(self, normed: Tensor, stream: Tensor, state: PassState) -> tuple[Tensor, Tensor]:
         """Normed input and residual stream, both (B, T, C) -> what is to be added, and the stream before it."""
         norm = self.feedforward_layernorm
-        normed, stream = ops.add_rms_norm(self.self_attn(normed, run), stream, norm.weight, norm.eps)
+        normed, stream = ops.add_rms_norm(self.self_attn(normed, state), stream, norm.weight, norm.eps)
         return self.mlp(normed), stream
 
 
@@ -201,22 +201,22 @@ class ApertusModel(ApertusPreTrainedModel):
         stream = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds  # (B, T, C)
         cos, sin = ops.rotary_angles(positions, self._frequencies, stream)
         with_attentions = config.output_attentions if output_attentions is None else output_attentions
-        run = Pass(mask, cos, sin, past, attentions=[] if with_attentions else None)
+        state = PassState(mask, cos, sin, past, attentions=[] if with_attentions else None)
         every = [stream]
         layers = cast(list[ApertusDecoderLayer], list(self.layers))
         norms = [*(layer.attention_layernorm for layer in layers[1:]), self.norm]
         x = layers[0].attention_layernorm(stream)
         for layer, norm in zip(layers, norms, strict=True):
-            added, stream = layer(x, stream, run)
+            added, stream = layer(x, stream, state)
             x, stream = ops.add_rms_norm(added, stream, norm.weight, norm.eps)
             every.append(stream)
         with_states = config.output_hidden_states if output_hidden_states is None else output_hidden_states
         keep = config.use_cache if use_cache is None else use_cache
         output = BaseModelOutput(
             last_hidden_state=x,
-            past_key_values=KeyValueCache(run.presents) if keep else None,
+            past_key_values=KeyValueCache(state.presents) if keep else None,
             hidden_states=(*every[:-1], x) if with_states else None,
-            attentions=None if run.attentions is None else tuple(run.attentions),
+            attentions=None if state.attentions is None else tuple(state.attentions),
         )
         return self._finish(output, return_dict)
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from pinnace.errors import UsageError, unknown_word
+from pinnace.errors import ConfigError, UsageError, unknown_word
 from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
 from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint
 from pinnace.models.checkpoints.tensor_files import TORCH_TYPES, read_tensor
@@ -70,14 +70,16 @@ def load_model(
 
 def _wanted_type(dtype: str | torch.dtype | None, config: Any) -> torch.dtype | None:
     """The type to convert to; None keeps what is stored."""
-    if isinstance(dtype, torch.dtype):
-        return dtype
-    if dtype == "auto":
-        return getattr(torch, config.dtype) if config.dtype else None
     known = {str(each).removeprefix("torch."): each for each in TORCH_TYPES.values() if each.is_floating_point}
-    if dtype is not None and dtype not in known:
-        raise unknown_word("dtype", str(dtype), [*known, "auto"])
-    return known[dtype or "float32"]
+    if dtype == "auto":
+        if config.dtype is not None and config.dtype not in known:
+            words = ", ".join(known)
+            raise ConfigError(f"dtype of the configuration is {config.dtype!r}, expected one of {words}; give dtype")
+        return known[config.dtype] if config.dtype else None
+    name = "float32" if dtype is None else str(dtype).removeprefix("torch.")
+    if name not in known:
+        raise unknown_word("dtype", name, [*known, "auto"])
+    return known[name]
 
 
 def fill(model: PreTrainedModel, found: Resolution, dtype: torch.dtype | None) -> None:

@@ -79,6 +79,7 @@ def test_the_first_training_was_as_long_as_the_rows_where_nothing_else_is_said()
         ({"rope_type": "default", "rope_theta": float("nan")}, "rope_theta is nan"),
         ({"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}, "'partial_rotary_factor'"),
         ({"rope_type": "llama3", "rope_theta": 1e4, **LLAMA3, "high_freq_factor": 1.0}, "more than low_freq_factor"),
+        ({**ROTARY["yarn"], "rope_theta": 1.0}, "rope_theta is 1.0.*more than 1"),
         ({**ROTARY["yarn"], "truncate": 1}, "truncate is 1.*true or false"),
         ([1], r"rope_parameters is \[1\] \(list\), expected dict"),
     ],

@@ -14,7 +14,7 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pinnace.errors import CheckpointError, UsageError
+from pinnace.errors import CheckpointError, ConfigError, UsageError
 from pinnace.models.bert import BertModel
 from pinnace.models.bert_heads import BertForMaskedLM, BertForPreTraining, BertForTokenClassification
 from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, Resolution
@@ -104,6 +104,17 @@ def test_an_unknown_type_is_named(tmp_path: Path) -> None:
         BertModel.from_pretrained(folder, dtype="flaot16")
 
 
+def test_weights_are_not_turned_into_whole_numbers(tmp_path: Path) -> None:
+    folder = _folder(tmp_path, _weights("BertModel"))
+    with pytest.raises(UsageError, match=r"unknown dtype 'int8'[\s\S]*known: auto, bfloat16"):
+        BertModel.from_pretrained(folder, dtype=torch.int8)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "dtype": "int8"}))
+    with pytest.raises(ConfigError, match=r"dtype of the configuration is 'int8'.*float32"):
+        BertModel.from_pretrained(folder, dtype="auto")
+    assert BertModel.from_pretrained(folder).dtype == torch.float32
+
+
 def test_a_missing_head_is_an_error_that_lists_it(tmp_path: Path) -> None:
     folder = _folder(tmp_path, _weights("BertForMaskedLM"))
     with pytest.raises(CheckpointError) as caught:
@@ -118,6 +129,18 @@ def test_a_missing_head_is_an_error_that_lists_it(tmp_path: Path) -> None:
     assert not fresh.classifier.bias.any()
     assert 0 < float(fresh.classifier.weight.detach().std()) < 0.05
     assert fresh(**text_inputs("BertForTokenClassification")).logits.isfinite().all()
+
+
+def test_what_is_stored_under_other_names_is_shown(tmp_path: Path) -> None:
+    weights = _weights("BertForTokenClassification")
+    folder = _folder(tmp_path, {f"module.{name}": tensor for name, tensor in weights.items()})
+    with pytest.raises(CheckpointError, match=r"it holds, unused: module\.bert\.embeddings\..*, \.\.\.\n  choose"):
+        BertForTokenClassification.from_pretrained(folder)
+    for name in ("classifier.bias", "bert.pooler.dense.bias"):
+        weights.pop(name, None)
+    with pytest.raises(CheckpointError) as caught:
+        BertForTokenClassification.from_pretrained(_folder(tmp_path, weights))
+    assert "unused" not in str(caught.value)
 
 
 def test_a_fresh_word_head_starts_without_bias(tmp_path: Path) -> None:

@@ -135,6 +135,28 @@ def test_a_pickle_of_something_else_is_refused(content: Any, tmp_path: Path) -> 
         Checkpoint.open(tmp_path, allow_pickle=True)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "word"), [(torch.eye(3).to_sparse(), "as torch.sparse_coo"), (torch.ones(2, device="meta"), "meta")]
+)
+def test_a_tensor_that_is_not_all_there_is_named(tensor: torch.Tensor, word: str, tmp_path: Path) -> None:
+    torch.save({"odd.weight": tensor}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=f"holds 'odd.weight' .*{word}"):
+        Checkpoint.open(tmp_path, allow_pickle=True)
+
+
+def test_a_pickle_shard_that_is_not_there_is_named(tmp_path: Path) -> None:
+    for number in (1, 3):
+        torch.save({f"{number}.weight": torch.ones(2)}, tmp_path / f"pytorch_model-0000{number}-of-00003.bin")
+    with pytest.raises(CheckpointError, match=r"no pytorch_model-00002-of-00003\.bin; download it again"):
+        Checkpoint.open(tmp_path, allow_pickle=True)
+
+
+def test_a_whole_pickle_counts_before_its_shards(tmp_path: Path) -> None:
+    torch.save({"a.weight": torch.ones(2)}, tmp_path / "pytorch_model.bin")
+    torch.save({"a.weight": torch.zeros(3)}, tmp_path / "pytorch_model-00001-of-00001.bin")
+    assert Checkpoint.open(tmp_path, allow_pickle=True).tensors["a.weight"].shape == (2,)
+
+
 # -- 4: the cache of the Hub -------------------------------------------------------------------------------------------
 
 
@@ -161,7 +183,7 @@ def test_a_snapshot_made_of_links_loads(kind: str, request: pytest.FixtureReques
 def test_a_broken_link_is_named(single: Path) -> None:
     (single / SINGLE_NAME).unlink()
     (single / SINGLE_NAME).symlink_to("../../blobs/gone")
-    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+    with pytest.raises(CheckpointError, match=r"links to files that are gone: model\.safetensors"):
         Checkpoint.open(single)
 
 

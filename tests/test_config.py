@@ -213,6 +213,10 @@ def test_update_sets_all_or_nothing() -> None:
     with pytest.raises(ConfigError, match="num_attention_heads"):
         config.update({"num_labels": 7, "hidden_size": 21})
     assert config.to_dict() == before
+    wrong_key: dict[Any, Any] = {"hidden_size": 40, 5: 1}
+    with pytest.raises(ConfigError, match="unknown key 5"):
+        config.update(wrong_key)
+    assert config.to_dict() == before
 
 
 def test_from_dict_replaces_known_keys_and_returns_the_others() -> None:
@@ -276,3 +280,17 @@ def test_configurations_import_no_heavy_library() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
     assert done.stdout.strip() == "[]"
+
+
+def test_an_embedding_size_that_says_nothing_is_dropped() -> None:
+    for size in (None, 768):
+        assert BertConfig(embedding_size=size) == BertConfig()
+    with pytest.raises(ConfigError, match="unknown key 'embedding_size'"):
+        BertConfig(embedding_size=768, hidden_size=384)
+
+
+def test_labels_that_are_whole_numbers_become_texts() -> None:
+    config = BertConfig(id2label={"0": 1, "1": 5}, label2id={"1": 0, "5": 1})
+    assert (config.id2label, config.label2id) == ({0: "1", 1: "5"}, {"1": 0, "5": 1})
+    config.update({"id2label": {0: 7, 1: "x"}})
+    assert config.id2label == {0: "7", 1: "x"}

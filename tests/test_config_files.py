@@ -69,6 +69,17 @@ DIALECTS: dict[str, dict[str, Any]] = {
         "pad_token_id": 0,
         "layer_norm_eps": 1e-12,
     },
+    "tinybert": CORE
+    | {
+        "model_type": "bert",
+        "cell": {},
+        "emb_size": 312,
+        "pre_trained": "",
+        "structure": [],
+        "training": "",
+        "license": "mit",
+        "ner_labels": ["O"],
+    },
     "v4": CORE
     | {
         "_name_or_path": "someone/base",

@@ -55,7 +55,8 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"id2label": ["a", "b"]}, ["id2label", "list", "dict"]),
     ({"id2label": {"a": "b"}}, ["id2label"]),
     ({"id2label": {"1": "b", "2": "c"}}, ["id2label", "0, 1, 2"]),
-    ({"id2label": {"0": 5}}, ["id2label"]),
+    ({"id2label": {"0": None}}, ["id2label", "which are texts"]),
+    ({"id2label": {"0": True}}, ["id2label", "which are texts"]),
     ({"id2label": {"0": "a\ud800"}}, ["id2label", "surrogate"]),
     ({"label2id": {"a": [1]}, "id2label": {"0": "a"}}, ["label2id"]),
     ({"label2id": {"a": [1]}}, ["label2id"]),
@@ -116,6 +117,13 @@ def test_sizes_may_be_set_one_after_the_other_and_are_checked_together_before_us
         config.validate()
     config.num_attention_heads = 5
     config.validate()
+
+
+def test_only_a_key_of_a_file_is_to_be_removed_from_it() -> None:
+    with pytest.raises(ConfigError, match="unknown key 'foo'; if the model does not depend on it, remove the key from"):
+        BertConfig(foo=1)
+    with pytest.raises(ConfigError, match=r"unknown key 'foo'$"):
+        BertConfig().update({"foo": 1})
 
 
 def test_an_option_of_generation_points_to_its_file() -> None:

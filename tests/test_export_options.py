@@ -29,6 +29,10 @@ def one_thread() -> None:
     torch.set_num_threads(1)
 
 
+SMALL_FIELDS = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+SMALL = ",".join(f"{name}={value}" for name, value in SMALL_FIELDS.items())
+
+
 def empty_past(made: Exported, batch: int) -> dict[str, Array]:
     cache = made.manifest.cache
     assert cache is not None
@@ -248,3 +252,29 @@ def test_trained_checkpoints_pass_in_both_precisions(tmp_path: Path, name: str) 
     for precision in ("fp32", "fp16"):
         assert record[precision]["verdict"] == "passed"
     assert max(found["max_abs"] for found in record["fp32"]["outputs"].values()) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("option", "told"),
+    [
+        ({"static": "batch=1"}, "static is 'batch=1'; expected axes and their sizes"),
+        ({"static": {"batch": "1"}}, r"static\['batch'\] is '1'; expected a whole number"),
+        ({"labels": "a,b"}, "labels is the text 'a,b'; expected a list"),
+        ({"opset": "23"}, "opset '23' is not supported"),
+    ],
+)
+def test_the_command_s_words_are_refused_where_a_function_takes_values(
+    tmp_path: Path, option: dict[str, Any], told: str
+) -> None:
+    with pytest.raises(UsageError, match=told):
+        export("bert", task="classify", random_weights=True, output=tmp_path / "bundle", **option)
+
+
+@pytest.mark.parametrize(
+    "config", [f"{SMALL},num_labels=3", {**SMALL_FIELDS, "num_labels": 3}], ids=["text", "mapping"]
+)
+def test_fields_of_a_configuration_as_text_or_as_a_mapping(tmp_path: Path, config: Any) -> None:
+    made = export(
+        "bert", task="classify", random_weights=True, output=tmp_path / "bundle", config=config, validate=False
+    )
+    assert len(made.manifest.labels) == 3

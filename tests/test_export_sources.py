@@ -209,12 +209,19 @@ def test_settings_are_copied_by_an_allow_list(tmp_path: Path) -> None:
             assert word not in text, f"{word} in {path.name}"
 
 
+def modules(*kinds: str, **facts: Any) -> list[dict[str, Any]]:
+    """The modules.json of a Transformer and others."""
+    names = (f"sentence_transformers.models.{kind}" for kind in ("Transformer", *kinds))
+    return [{"path": "", "type": next(names)}, *({"type": name, **facts} for name in names)]
+
+
 @pytest.mark.parametrize(
     ("facts", "mode"),
     [
         ({"pooling_mode_cls_token": True}, "cls"),
         ({"pooling_mode_max_tokens": True, "pooling_mode_mean_tokens": False}, "max"),
         ({"pooling_mode": "mean"}, "mean"),
+        ({"pooling_mode": ["cls"]}, "cls"),
     ],
 )
 def test_pooling_is_read(tmp_path: Path, facts: dict[str, Any], mode: str) -> None:
@@ -234,6 +241,20 @@ def test_pooling_is_read(tmp_path: Path, facts: dict[str, Any], mode: str) -> No
         ("modules.json", [{"type": "sentence_transformers.models.Dense"}], "Dense"),
         ("modules.json", {"type": "x"}, "list of modules"),
         ("modules.json", [1], "list of modules"),
+        ("modules.json", modules("Pooling"), "path of Pooling is None"),
+        ("modules.json", modules("Pooling", path="../1_Pooling"), "path of Pooling is '../1_Pooling'"),
+        ("modules.json", modules("Pooling", path="/1_Pooling"), "path of Pooling is '/1_Pooling'"),
+        ("modules.json", modules("Pooling", path="x/1_Pooling"), "path of Pooling is 'x/1_Pooling'"),
+        ("modules.json", modules("Pooling", path=""), "path of Pooling is ''"),
+        ("modules.json", modules("Pooling", path=["1_Pooling"]), "path of Pooling is"),
+        ("modules.json", modules("Pooling", "Pooling", path="1_Pooling"), "2 Pooling modules"),
+        ("modules.json", modules("Pooling", path="2_Pooling"), "2_Pooling/config.json, which says how it pools,"),
+        ("sentence_bert_config.json", {"max_seq_length": 0}, "max_seq_length is 0, expected a whole number"),
+        ("sentence_bert_config.json", {"max_seq_length": -1}, "max_seq_length is -1"),
+        ("sentence_bert_config.json", {"max_seq_length": "8"}, "max_seq_length is '8'"),
+        ("config_sentence_transformers.json", {"default_prompt_name": "x"}, "default_prompt_name is 'x'"),
+        ("config_sentence_transformers.json", {"prompts": ["query: "]}, "prompts is .* expected an object of texts"),
+        ("1_Pooling/config.json", {"pooling_mode": "cls", "include_prompt": "no"}, "include_prompt is 'no'"),
     ],
 )
 def test_pooling_that_pinnace_does_not_have(tmp_path: Path, file: str, content: Any, word: str) -> None:
@@ -244,6 +265,41 @@ def test_pooling_that_pinnace_does_not_have(tmp_path: Path, file: str, content: 
     assert str(tmp_path / "bundle") not in str(caught.value)
     assert caught.value.exit_code == 3
     assert os.listdir(tmp_path) == ["tiny"]  # noqa: PTH208
+
+
+@pytest.mark.parametrize("place", ["2_Pooling", "pooling"])
+def test_pooling_lies_where_the_modules_say(tmp_path: Path, place: str) -> None:
+    model = tmp_path / "tiny"
+    shutil.copytree(DATA / "tiny-embed", model)
+    (model / place).mkdir()
+    (model / place / "config.json").write_text('{"word_embedding_dimension": 16, "pooling_mode_cls_token": true}')
+    (model / "modules.json").write_text(json.dumps(modules("Pooling", path=place)))
+    made = export(model, output=tmp_path / "bundle", validate=False)
+    assert made.manifest.pooling is not None
+    assert (made.manifest.pooling.mode, made.manifest.pooling.normalize) == ("cls", False)
+    for name in ("modules.json", f"{place}/config.json"):  # sentence-transformers opens the bundle by them
+        assert (made.path / name).read_bytes() == (model / name).read_bytes()
+    assert not (made.path / "1_Pooling").exists()
+    assert verify_bundle(made.path).ok
+
+
+@pytest.mark.parametrize("content", [[], modules(), modules("Normalize")], ids=["empty", "alone", "normalized"])
+def test_without_a_pooling_module_the_vectors_are_those_of_tokens(tmp_path: Path, content: Any) -> None:
+    shutil.copytree(DATA / "tiny-embed", tmp_path / "tiny")
+    (tmp_path / "tiny" / "modules.json").write_text(json.dumps(content))
+    with pytest.warns(UserWarning, match="no Pooling module, so the bundle gives vectors of tokens"):
+        made = export(tmp_path / "tiny", output=tmp_path / "bundle", validate=False)
+    assert made.manifest.pooling is None
+
+
+@pytest.mark.parametrize("task", ["embed", "mlm"])
+def test_settings_of_sentences_that_are_no_object_are_named_in_the_checkpoint(tmp_path: Path, task: str) -> None:
+    model = tmp_path / "tiny"
+    shutil.copytree(DATA / ("tiny-embed" if task == "embed" else "tiny-mlm"), model)
+    (model / "modules.json").write_text(json.dumps(modules()))
+    (model / "sentence_bert_config.json").write_text("[1]")
+    with pytest.raises(CheckpointError, match=re.escape(f"{model}/sentence_bert_config.json must hold a JSON object")):
+        export(model, task=task, output=tmp_path / "bundle", validate=False)
 
 
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "config.json"])

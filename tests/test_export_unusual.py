@@ -86,7 +86,7 @@ def test_dynamic_scaling_is_checked_in_steps_up_to_its_stretch(
     right, lengths = validate._compare_steps, []
 
     def noted(*given: Any) -> None:
-        lengths.append(int(given[2].real_keys.sum()))
+        lengths.append(int(given[1].real_keys.sum()))
         right(*given)
 
     monkeypatch.setattr(validate, "_compare_steps", noted)
@@ -245,3 +245,39 @@ def test_a_label_that_is_no_text(tmp_path: Path) -> None:
         export(tmp_path / "checkpoint", output=tmp_path / "bundle", progress=said.append)
     assert caught.value.exit_code == 3
     assert not said
+
+
+@pytest.mark.parametrize(
+    "facts",
+    [
+        {"id2label": ["A", "B", "C"]},
+        {"id2label": {"1": "A", "2": "B", "3": "C"}},
+        {"id2label": {"0": HALF, "1": "B", "2": "C"}},
+        {"id2label": None, "label2id": {"A": [1], "B": 1, "C": 2}},
+        {"num_labels": 3},
+    ],
+    ids=["list", "from one", "half a character", "turned", "number"],
+)
+def test_labels_of_the_caller_replace_wrong_ones(tmp_path: Path, facts: dict[str, Any]) -> None:
+    folder = tmp_path / "checkpoint"
+    saved(folder, "BertForSequenceClassification", num_labels=3)
+    change(folder / "config.json", **{"label2id": None, **facts})
+    made = export(folder, output=tmp_path / "bundle", validate=False, labels=["X", "Y", "Z"])
+    assert made.manifest.labels == ("X", "Y", "Z")
+    with pytest.raises(UsageError, match="2 labels are given, and the model has 3"):
+        export(folder, output=tmp_path / "other", validate=False, labels=["X", "Y"])
+
+
+def test_the_number_of_labels_can_change_where_there_is_no_head(tmp_path: Path) -> None:
+    """The remedy of the error; where the head is there, its shape says so."""
+    folder = tmp_path / "checkpoint"
+    saved(folder, "BertForSequenceClassification", num_labels=3)
+    options: dict[str, Any] = {"output": tmp_path / "bundle", "validate": False, "labels": ["X", "Y"]}
+    remedy = "where the checkpoint has no such head, --config num_labels=2 with --init-missing makes one"
+    with pytest.raises(UsageError, match=remedy):
+        export(folder, **options)
+    with pytest.raises(CheckpointError, match=r"classifier\.weight: the model needs \[2"):
+        export(folder, config="num_labels=2", init_missing=True, **options)
+    saved(folder, "BertModel")
+    made = export(folder, task="classify", config="num_labels=2", init_missing=True, **options)
+    assert made.manifest.labels == ("X", "Y")

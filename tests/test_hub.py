@@ -105,6 +105,25 @@ def test_a_pickle_is_not_taken_for_weights(cache: Path) -> None:
     assert (locate_checkpoint("single", allow_pickle=True).path / "pytorch_model.bin").is_file()
 
 
+@pytest.mark.parametrize("allow_pickle", [False, True])
+def test_weights_that_the_cache_lacks_are_not_said_to_be_nowhere(cache: Path, allow_pickle: bool) -> None:
+    with pytest.raises(CheckpointError, match=r"model\.safetensors of the Hub's someone/model .* is not in") as caught:
+        locate_checkpoint("someone/model", HubOptions(revision="old"), allow_pickle=allow_pickle)
+    assert "--allow-pickle" not in str(caught.value)
+    with pytest.raises(CheckpointError, match=r"the subfolder 'sub' of the Hub's someone/model .* is not in"):
+        locate_checkpoint("someone/model", subfolder="sub")
+
+
+def test_a_subfolder_that_the_hub_lacks_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda repository, **options: str(tmp_path))
+    with pytest.raises(CheckpointError, match=r"a/b .* has no checkpoint in a subfolder 'sub'"):
+        locate_checkpoint("a/b", subfolder="sub")
+    (tmp_path / "sub").mkdir()
+    with pytest.raises(CheckpointError, match="--allow-pickle"):
+        locate_checkpoint("a/b", subfolder="sub")
+
+
 @pytest.mark.parametrize(
     "name", ["./missing", "/missing/folder", "a/b/c", "../up", "a..b", "missing.json", "", "a b", "x--y", "~/m"]
 )
@@ -134,7 +153,7 @@ def test_only_listed_files_are_fetched(tmp_path: Path, monkeypatch: pytest.Monke
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
     options = HubOptions(revision="r", cache_dir=tmp_path, force_download=True, local_files_only=True, token="t")  # noqa: S106
-    with pytest.raises(CheckpointError, match="allow-pickle"):
+    with pytest.raises(CheckpointError, match="is not in the cache"):
         locate_checkpoint("a/b", options, subfolder="in")
     locate_checkpoint("a/b", subfolder="in", weights=False)
     patterns = asked[0].pop("allow_patterns")
@@ -148,10 +167,13 @@ def test_only_listed_files_are_fetched(tmp_path: Path, monkeypatch: pytest.Monke
     assert set(patterns) == {f"in/{name}" for name in hub.SETTINGS_FILES + hub.WEIGHT_FILES}
     assert set(asked[1]["allow_patterns"]) == {f"in/{name}" for name in hub.SETTINGS_FILES}
     kept = filter_repo_objects(
-        ["pytorch_model.bin", "model.py", "tf_model.h5", "model.onnx", "config.json", "training_args.bin", "x.pkl"],
+        [
+            "pytorch_model.bin", "model.py", "tf_model.h5", "model.onnx", "config.json", "training_args.bin", "x.pkl",
+            "checkpoint-500/config.json", "1_Pooling/config.json", "2_Pooling/config.json", "pooling/config.json",
+        ],
         allow_patterns=list(hub.SETTINGS_FILES + hub.WEIGHT_FILES),
-    )
-    assert list(kept) == ["config.json"]
+    )  # fmt: skip
+    assert list(kept) == ["config.json", "1_Pooling/config.json", "2_Pooling/config.json", "pooling/config.json"]
 
 
 def response(status: int) -> Any:

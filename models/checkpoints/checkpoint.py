@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import CheckpointError
+from pinnace.models.checkpoints.hub import check_links
 from pinnace.models.checkpoints.names import NameRules
 from pinnace.safetensors_header import read_header
 
@@ -29,10 +30,7 @@ _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
 _FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _SHOWN: Final = 20
-# Weight -> the key of config.json that counts its rows, where the two vocabularies may be of unlike size.
-_COUNTED_BY: Final = types.MappingProxyType(
-    {"embed_tokens.weight": "vocab_size", "lm_head.weight": "output_vocab_size"}
-)
+_UNUSED_SHOWN: Final = 3
 
 
 @dataclass(frozen=True)
@@ -56,6 +54,7 @@ class Resolution:
         unexpected: stored names that the model does not use, in today's spelling.
         mismatched: model name, the model's shape, the stored shape.
         untied: model names that should share another's tensor and are stored apart from it with other numbers.
+        counts: key of config.json -> what it would have to be, for a mismatched weight whose rows it counts.
     """
 
     bound: Mapping[str, TensorLocation]
@@ -63,6 +62,7 @@ class Resolution:
     unexpected: tuple[str, ...] = ()
     mismatched: tuple[tuple[str, tuple[int, ...], tuple[int, ...]], ...] = ()
     untied: tuple[str, ...] = ()
+    counts: Mapping[str, int] = field(default_factory=dict)
 
     def require(self, source: str | Path, model: str, *, init_missing: bool = False) -> None:
         """Raise unless the checkpoint has every weight of the model.
@@ -77,21 +77,19 @@ class Resolution:
         """
         if self.mismatched:
             rows = [f"{name}: the model needs {list(need)}, got {list(got)}" for name, need, got in self.mismatched]
+            said = ", ".join(f"{key} is {rows}" for key, rows in self.counts.items())
             raise CheckpointError(
                 f"{source} does not fit {model}: {_counted(len(rows), 'weight')} of another shape\n  {_listed(rows)}\n"
-                "  check that config.json belongs to these weights, num_labels and vocab_size first" + self._counts()
+                "  check that config.json belongs to these weights, num_labels and vocab_size first"
+                + (f"\n  they fit where config.json says: {said}" if said else "")
             )
         if self.missing and not init_missing:
+            unused = ", ".join([*self.unexpected[:_UNUSED_SHOWN], *["..."] * (len(self.unexpected) > _UNUSED_SHOWN)])
             raise CheckpointError(
                 f"{source} lacks {_counted(len(self.missing), 'weight')} of {model}\n  {_listed(self.missing)}\n"
-                "  choose a task that the checkpoint was trained for, or accept fresh random ones with --init-missing"
+                + (f"  it holds, unused: {unused}\n" if unused else "")
+                + "  choose a task that the checkpoint was trained for, or accept fresh random ones with --init-missing"
             )
-
-    def _counts(self) -> str:
-        """What config.json would have to say for weights whose rows it counts."""
-        keys = [(_COUNTED_BY.get(name.removeprefix("model.")), need, got) for name, need, got in self.mismatched]
-        said = ", ".join(f"{key} is {got[0]}" for key, need, got in keys if key and need[1:] == got[1:])
-        return f"\n  they fit where config.json says: {said}" if said else ""
 
 
 @dataclass(frozen=True)
@@ -145,6 +143,7 @@ class Checkpoint:
                 f"code when it is read; refused.\n  use a revision that has {SINGLE_NAME}, or, where you trust "
                 "the file, let it be converted: --allow-pickle (needs torch 2.10 or newer)"
             )
+        check_links(folder)
         found = sorted(path.name for path in folder.iterdir())
         raise CheckpointError(f"{folder} has no {SINGLE_NAME}\n  it has: {_listed(found) or 'nothing'}")
 
@@ -179,6 +178,7 @@ class Checkpoint:
         bound: dict[str, TensorLocation] = {}
         missing: list[str] = []
         mismatched: list[tuple[str, tuple[int, ...], tuple[int, ...]]] = []
+        counts: dict[str, int] = {}
         used = {canonical for canonical in own.values() if canonical is not None}
         for name, shape in needed.items():
             canonical = own[name] or _shared(name, rules, stored, tied)
@@ -196,6 +196,8 @@ class Checkpoint:
                 bound[name] = place
             else:
                 mismatched.append((name, tuple(shape), place.shape))
+                if (key := rules.count_key(name)) and place.shape[1:] == tuple(shape)[1:]:
+                    counts[key] = place.shape[0]
         for target, source in rules.tied.items():
             # A graph may need the tied name only: its source is not unexpected then.
             if target in needed:
@@ -203,7 +205,7 @@ class Checkpoint:
         unexpected = [name for name in stored if name not in used and not rules.ignores(name)]
         return Resolution(
             types.MappingProxyType(bound), tuple(sorted(missing)), tuple(sorted(unexpected)), tuple(mismatched),
-            _untied(bound, rules) if tied else (),
+            _untied(bound, rules) if tied else (), counts,
         )  # fmt: skip
 
     def _by_canonical_name(self, rules: NameRules) -> dict[str, str]:
@@ -220,7 +222,8 @@ def _pickles(folder: Path) -> tuple[Path, ...]:
     """The pickle files of a folder: the model's own where their names say so, else all."""
     found = sorted(path for path in folder.iterdir() if path.suffix in _PICKLE_SUFFIXES)
     named = [path for path in found if _MODEL_PICKLE.fullmatch(path.name)]
-    return tuple(named or found)
+    whole = [path for path in named if path.name == "pytorch_model.bin"]  # counts before its shards, as in transformers
+    return tuple(whole or named or found)
 
 
 def _shared(name: str, rules: NameRules, stored: Mapping[str, str], tied: bool) -> str | None:

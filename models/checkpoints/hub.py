@@ -33,7 +33,7 @@ SETTINGS_FILES: Final = (
     "modules.json",
     "sentence_bert_config.json",
     "config_sentence_transformers.json",
-    "1_Pooling/config.json",
+    "*[Pp]ooling/config.json",  # sentence-transformers calls the folder 1_Pooling; people choose other names
 )
 WEIGHT_FILES: Final = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 PICKLE_FILES: Final = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
@@ -102,14 +102,23 @@ def locate_checkpoint(
     patterns = SETTINGS_FILES + (WEIGHT_FILES if weights else ())
     root = _fetch_folder(repository, options, inside, patterns)
     folder = root / inside
+    only_cache = options.local_files_only or hub_library(f"fetching {repository}").constants.HF_HUB_OFFLINE
+    if not folder.is_dir():
+        if only_cache:
+            raise CheckpointError(_not_cached(repository, options, f"the subfolder {subfolder!r}"))
+        raise CheckpointError(f"{repository} (revision {options.revision}) has no checkpoint in a subfolder {inside!r}")
     if weights and not any(folder.glob("*.safetensors")):
+        if allow_pickle:
+            _fetch_folder(repository, options, inside, PICKLE_FILES)
+        # What the cache lacks, the Hub may well have.
+        if only_cache and not any(folder.glob("pytorch_model*.bin")):
+            raise CheckpointError(_not_cached(repository, options, "model.safetensors"))
         if not allow_pickle:
             raise CheckpointError(
                 f"{repository} (revision {options.revision}) has no model.safetensors. "
                 "Choose a revision that has one, such as refs/pr/1 where the Hub's converter made it, "
                 "or allow its pickle file with --allow-pickle"
             )
-        _fetch_folder(repository, options, inside, PICKLE_FILES)
     return Located(folder, pinned_revision(folder))
 
 
@@ -174,6 +183,19 @@ def pinned_revision(folder: Path) -> str:
         if parent == "snapshots" and _COMMIT.fullmatch(part):
             return part
     return ""
+
+
+def check_links(folder: Path) -> None:
+    """Raise where links of a folder lead nowhere, as in a cache whose files were deleted.
+
+    Raises:
+        CheckpointError: the text names the links.
+    """
+    broken = sorted(path.name for path in folder.iterdir() if path.is_symlink() and not path.exists())
+    if broken:
+        raise CheckpointError(
+            f"{folder} has links to files that are gone: {', '.join(broken[:8])}. Download the checkpoint again"
+        )
 
 
 def _is_folder(name: str | Path) -> bool:

@@ -19,6 +19,7 @@ class NameRules:
         renames: pattern and replacement, each applied once to a stored name.
         ignored: stored names that are no weights and that nobody misses.
         tied: model name -> the name whose tensor it shares where ``tie_word_embeddings``.
+        counted: canonical name -> the key of config.json that counts its rows, where there may be two vocabularies.
         start: end of a model name -> the number that fresh weights of such names start at; others start at random.
     """
 
@@ -26,6 +27,7 @@ class NameRules:
     renames: tuple[tuple[re.Pattern[str], str], ...] = ()
     ignored: re.Pattern[str] | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    counted: Mapping[str, str] = field(default_factory=dict)
     start: Mapping[str, float] = field(default_factory=dict)
 
     def canonical(self, stored: str) -> str:
@@ -42,6 +44,10 @@ class NameRules:
         """The canonical names under which a checkpoint may hold a model's weight, the likeliest first."""
         prefix = self.base_prefix
         return (name, name.removeprefix(prefix) if name.startswith(prefix) else prefix + name)
+
+    def count_key(self, name: str) -> str | None:
+        """The key of config.json that counts the rows of a model's weight, where one of `counted` does."""
+        return next((self.counted[each] for each in self.spellings(name) if each in self.counted), None)
 
 
 BERT_NAMES: Final = NameRules(
@@ -73,6 +79,7 @@ APERTUS_NAMES: Final = NameRules(
     # Saved by programs that keep the angles' speeds as a buffer; the configuration has them.
     ignored=re.compile(r"(^|\.)rotary_emb\.(original_)?inv_freq$"),
     tied=types.MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"}),
+    counted=types.MappingProxyType({"model.embed_tokens.weight": "vocab_size", "lm_head.weight": "output_vocab_size"}),
     start=types.MappingProxyType(
         {"norm.weight": 1.0, "bias": 0.0, **{f"act_fn.{name}": number for name, number in XIELU_START.items()}}
     ),

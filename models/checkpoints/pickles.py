@@ -18,6 +18,7 @@ from pinnace.models.checkpoints.tensor_files import write_tensors
 OLDEST_TORCH: Final = (2, 10)
 # Training tools wrap the weights in one of these.
 _WRAPPERS: Final = ("state_dict", "model_state_dict", "model")
+_SHARD: Final = re.compile(r"(pytorch_model-)(\d{5})-of-(\d{5})\.bin")
 
 
 def converted(files: Sequence[Path], torch_version: str = torch.__version__) -> TemporaryDirectory[str]:
@@ -37,16 +38,31 @@ def converted(files: Sequence[Path], torch_version: str = torch.__version__) -> 
     found = re.match(r"(\d+)\.(\d+)", torch_version)
     if found is None or (int(found[1]), int(found[2])) < OLDEST_TORCH:
         raise MissingExtra("export", f"reading a pickle safely (torch 2.10 or newer; this is {torch_version})")
+    _check_shards(files)
     tensors: dict[str, Tensor] = {}
     for file in files:
         for name, tensor in _read(file).items():
             if name in tensors:
                 raise CheckpointError(f"{file.parent}: {name!r} is in two of its pickles; keep one checkpoint there")
+            if tensor.layout != torch.strided or tensor.is_meta:
+                kind = "without numbers (on the device meta)" if tensor.is_meta else f"as {tensor.layout}"
+                raise CheckpointError(f"{file} holds {name!r} {kind}, expected a dense tensor; save it as one")
             # Copies, since a pickle may hold views that share memory or are not contiguous.
             tensors[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
     folder = TemporaryDirectory(prefix="pinnace-converted-")
     write_tensors(Path(folder.name) / "model.safetensors", tensors)
     return folder
+
+
+def _check_shards(files: Sequence[Path]) -> None:
+    """Refuse shards of which one is missing; each says in its name how many there are."""
+    names = {file.name for file in files}
+    for file in files:
+        if (found := _SHARD.fullmatch(file.name)) is None:
+            continue
+        wanted = (f"{found[1]}{number:05}-of-{found[3]}.bin" for number in range(1, int(found[3]) + 1))
+        if missing := next((name for name in wanted if name not in names), None):
+            raise CheckpointError(f"{file.parent} has {file.name} and no {missing}; download it again")
 
 
 def _read(file: Path) -> dict[str, Tensor]:

@@ -236,7 +236,9 @@ class ConfigBase:
             elif name in self.fixed or name in self.kept:
                 extras[name] = value
             elif name not in GENERATION and name not in NEVER_ACTED_ON:
-                raise self._unknown(name)
+                raise ConfigError(
+                    f"{self._unknown(name)}; if the model does not depend on it, remove the key from config.json"
+                )
         return given, extras
 
     def _unknown(self, name: str) -> ConfigError:

@@ -5,7 +5,7 @@ Source: Devlin et al. 2018 (arXiv 1810.04805); names and defaults of Hugging Fac
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from pinnace.errors import ConfigError
 from pinnace.models.configs.activation_names import ACTIVATIONS
@@ -24,6 +24,8 @@ GOOGLE_KEYS = frozenset(
         "pooler_type",
     }
 )
+# Left in TinyBERT's checkpoints by the program that searched their shape.
+TINYBERT_KEYS = frozenset({"cell", "emb_size", "pre_trained", "structure", "training"})
 
 
 class BertConfig(PreTrainedConfig):
@@ -54,7 +56,7 @@ class BertConfig(PreTrainedConfig):
     """
 
     model_type = "bert"
-    kept: ClassVar[frozenset[str]] = KEPT | GOOGLE_KEYS
+    kept: ClassVar[frozenset[str]] = KEPT | GOOGLE_KEYS | TINYBERT_KEYS
 
     vocab_size: int = size(30522)
     hidden_size: int = size(768)
@@ -76,6 +78,14 @@ class BertConfig(PreTrainedConfig):
     bos_token_id: int | None = None
     eos_token_id: int | list[int] | None = None
     tie_word_embeddings: bool = True
+
+    @classmethod
+    def upgrade_keys(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Drop an ``embedding_size`` that only repeats ``hidden_size``; any other is of a model that is not BERT."""
+        hidden = values.get("hidden_size", cls.hidden_size)
+        if "embedding_size" in values and values["embedding_size"] in (None, hidden):
+            del values["embedding_size"]
+        return values
 
     def validate(self) -> None:
         """Check the fields and that they fit each other.

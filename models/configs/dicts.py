@@ -76,9 +76,11 @@ class ConfigDicts(ConfigBase):
         before = dict(self.__dict__)
         try:
             for name, value in config_dict.items():
+                if not isinstance(name, str):
+                    raise self._unknown(name)
                 setattr(self, name, value)
             self.validate()
-        except ConfigError:
+        except BaseException:
             self.__dict__.clear()
             self.__dict__.update(before)
             raise

@@ -28,13 +28,19 @@ def label_index(labels: dict[int, str]) -> dict[str, int]:
 
 
 def numbered(owner: str, labels: Any) -> dict[int, str]:
-    """Return ``id2label`` with whole numbers for keys; JSON can only write them as strings.
+    """Return ``id2label`` with whole numbers for keys, which JSON can only write as strings, and texts for labels.
+
+    A label that is a whole number, such as a grade, becomes its text.
 
     Raises:
-        ConfigError: not a dict, a label that is no string of whole characters, or keys that are not exactly 0 to n-1.
+        ConfigError: not a dict, a label that is neither a whole number nor a string of whole characters, or keys that
+            are not exactly 0 to n-1.
     """
-    expected = "a dict that numbers its labels 0, 1, 2, ... without a gap"
-    if not isinstance(labels, dict) or not labels or not all(isinstance(label, str) for label in labels.values()):
+    expected = "a dict that numbers its labels, which are texts, 0, 1, 2, ... without a gap"
+    if not isinstance(labels, dict) or not labels:
+        raise wrong(owner, "id2label", labels, expected)
+    labels = {index: str(label) if type(label) is int else label for index, label in labels.items()}
+    if not all(isinstance(label, str) for label in labels.values()):
         raise wrong(owner, "id2label", labels, expected)
     try:
         result = {int(index): label for index, label in labels.items()}

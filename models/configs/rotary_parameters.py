@@ -96,6 +96,13 @@ def check_rotary(owner: str, parameters: Mapping[str, Any], head_size: int) -> N
             owner, "rope_parameters: high_freq_factor", parameters["high_freq_factor"],
             f"more than low_freq_factor, {parameters['low_freq_factor']}",
         )  # fmt: skip
+    if kind == "yarn" and parameters["rope_theta"] <= 1:
+        raise wrong(
+            owner,
+            "rope_parameters: rope_theta",
+            parameters["rope_theta"],
+            "more than 1, as yarn divides by its logarithm",
+        )
     if head_size % 2 or (kind == "dynamic" and head_size < 4):
         raise ConfigError(f"{owner}: the head size is {head_size}, rotary positions need an even number from 2 (4) on")
 
