@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks import llama_decoder
+from pinnace.bench.jobs import random_ids
 
 BATCH: Final = (4, 8, 12, 16, 24, 32, 48, 64)  # lengths of the prompts that run together
 ORT, ONNX, TRANSFORMERS, GENAI = "pinnace, ort", "pinnace, onnx", "transformers", "ONNX Runtime GenAI (Qwen3)"
@@ -72,21 +73,12 @@ def timed(candidate: Any, prompt: int, steps: int) -> dict[str, Any]:
         times.append(time.perf_counter())
         tokens.append(token)
 
-    ids = prompt_ids(prompt, candidate.vocabulary)
+    ids = random_ids(prompt, candidate.vocabulary, 0)
     start = time.perf_counter()
     candidate.generate(ids, steps + 1, seen)
     if len(tokens) != steps + 1:
         raise SystemExit(f"{steps + 1} tokens were asked for, {len(tokens)} came")
     return {"first": times[0] - start, "rest": times[-1] - times[0], "tokens": tokens}
-
-
-def prompt_ids(size: int, vocabulary: int, seed: int = 0) -> list[int]:
-    """Random tokens without the special ones, the same in every program."""
-    state, found = seed + 1, []
-    for _ in range(size):
-        state = (state * 1103515245 + 12345) % (1 << 31)
-        found.append(4 + (state >> 8) % (vocabulary - 4))
-    return found
 
 
 class Pinnace:
@@ -109,7 +101,7 @@ class Pinnace:
 
     def batch(self, rows: int, steps: int) -> dict[str, float]:
         """Time the prompts of `BATCH`, so many rows at once."""
-        prompts = [prompt_ids(size, self.vocabulary, size) for size in BATCH]
+        prompts = [random_ids(size, self.vocabulary, size) for size in BATCH]
         start = time.perf_counter()
         found = self.generator.generate(prompts, max_new_tokens=steps, batch_size=rows, **self.options)
         seconds = time.perf_counter() - start
@@ -124,7 +116,7 @@ class Pinnace:
         from pinnace.runtime.engine.cancellation import RunLimit
 
         with RunLimit(None, None, None) as limit:
-            _, found = self.generator.decoder.prompt([np.array(prompt_ids(prompt, self.vocabulary))], limit)
+            _, found = self.generator.decoder.prompt([np.array(random_ids(prompt, self.vocabulary, 0))], limit)
         return {"logits": found[0].tolist()}
 
     def attention(self, prompt: int, steps: int) -> dict[str, float]:
@@ -136,7 +128,9 @@ class Pinnace:
         given = self.session
         with tempfile.TemporaryDirectory() as folder:
             session = ProfiledSession(given.bundle, given.precision, given.threads, Path(folder), keep_graph=False)
-            Generator(session).generate([prompt_ids(prompt, self.vocabulary)], max_new_tokens=steps + 1, **self.options)
+            Generator(session).generate(
+                [random_ids(prompt, self.vocabulary, 0)], max_new_tokens=steps + 1, **self.options
+            )
             runs = read_runs(session.native.end_profiling())[-steps:]
         attention = [sum(node.seconds for node in run.nodes if node.op_type == ATTENTION) for run in runs]
         return {"step": statistics.median(run.seconds for run in runs), "attention": statistics.median(attention)}
@@ -153,7 +147,7 @@ class Toy(Pinnace):
     def overhead(self, steps: int) -> dict[str, float]:
         """Give a token's time in the loop and in bare runs: medians over the tokens."""
         times: list[float] = []
-        self.generate(prompt_ids(1, self.vocabulary), steps + 1, lambda _token: times.append(time.perf_counter()))
+        self.generate(random_ids(1, self.vocabulary, 0), steps + 1, lambda _token: times.append(time.perf_counter()))
         looped = [after - before for before, after in itertools.pairwise(times)]
         return {"loop": statistics.median(looped), "native": statistics.median(self._native(steps))}
 
@@ -222,7 +216,7 @@ class Transformers:
     def logits(self, prompt: int) -> dict[str, list[float]]:
         """Give the logits behind a prompt."""
         with self.torch.inference_mode():
-            given = self.torch.tensor([prompt_ids(prompt, self.vocabulary)], device=self.device)
+            given = self.torch.tensor([random_ids(prompt, self.vocabulary, 0)], device=self.device)
             found = self.model(given).logits
         return {"logits": found[0, -1].tolist()}
 

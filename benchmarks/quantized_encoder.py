@@ -46,7 +46,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
     """Embed in turn, then compare the vectors with fp32's."""
     import numpy as np
 
-    from pinnace.quantize.judging.metrics import cosines, neighbour_overlap
+    from pinnace.quantize.judging.metrics import cosines, neighbours, shared
 
     checkpoint = arguments.minilm or minilm_folder()
     bundle = export_minilm(checkpoint, folder / "bundle")
@@ -75,7 +75,7 @@ def measure(arguments: argparse.Namespace, folder: Path) -> int:
         near = cosines(vectors[name], vectors[FP32])
         measured[name] = {
             "texts/s": summary([len(chosen) / value for value in found]),
-            "neighbours kept": float(neighbour_overlap(vectors[name], vectors[FP32], NEIGHBOURS).mean()),
+            "neighbours kept": float(shared(*(neighbours(vectors[key], NEIGHBOURS) for key in (name, FP32))).mean()),
             "mean cosine": float(near.mean()),
             "least cosine": float(near.min()),
         }

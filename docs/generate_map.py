@@ -61,9 +61,14 @@ def with_packages_inside() -> dict[str, str]:
     return found
 
 
+def marks_a_package(path: Path) -> bool:
+    """Whether a file is an ``__init__.py`` that holds nothing but a docstring; the folder's line says that sentence."""
+    return path.name == "__init__.py" and len(ast.parse(path.read_text("utf-8")).body) < 2
+
+
 def files_of(folder: str) -> list[Path]:
     """Files of a folder that the map names: Python files, but for those that only mark a package."""
-    return sorted(path for path in (ROOT / folder).glob("*.py") if len(ast.parse(path.read_text("utf-8")).body) > 1)
+    return sorted(path for path in (ROOT / folder).glob("*.py") if not marks_a_package(path))
 
 
 def file_map() -> str:

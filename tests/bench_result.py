@@ -17,11 +17,11 @@ from pinnace.bench.results import (
     Machine,
     Measure,
     Point,
+    QueryWork,
     RatePoint,
     Result,
     Samples,
     Settings,
-    Work,
 )
 
 # Name, program, precision, how fast it is beside fp32, and its mean cosine to it.
@@ -68,7 +68,8 @@ def encoder_result(
     for name, _, precision, factor, _ in CANDIDATES:
         for batch in batches:
             for length in lengths:
-                work = Work(FLOPS_OF_A_TOKEN * batch * length, WEIGHTS * (0.25 if precision == "int8" else 1), length)
+                read = WEIGHTS * (0.25 if precision == "int8" else 1)
+                work = QueryWork(FLOPS_OF_A_TOKEN * batch * length, read, length)
                 time = 0.003 + factor * work.flops / GEMM * (1 + length / 4000)
                 p99 = measured(time * 1.4) if length < 512 else Measure(None, absent="300 queries; p99 needs 1,000")
                 point_measures = {
@@ -125,7 +126,7 @@ def decoder_result(prompts: Sequence[int] = (32, 128, 512)) -> Result:
     for name, factor in (("fp32", 1.0), ("int4", 0.4)):
         for prompt in prompts:
             first, step = 0.002 * prompt * factor + 0.01, 0.03 * factor
-            work = Work(prompt * 3.3e8, 6.6e8 * factor, prompt)
+            work = QueryWork(prompt * 3.3e8, 6.6e8 * factor, prompt)
             found = {
                 "first_token_s": measured(first), "inter_token_s": measured(step),
                 "prompt_tokens_per_s": measured(prompt / first), "decode_tokens_per_s": measured(1 / step),

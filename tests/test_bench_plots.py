@@ -16,7 +16,7 @@ from pinnace.bench.plots.data import Axis, RowsPlot, Ruler, XYPlot
 from pinnace.bench.plots.speed import outline
 from pinnace.bench.report import bench as report
 from pinnace.bench.report.png import draw_png
-from pinnace.bench.results import Result
+from pinnace.bench.results import Point, Result
 from pinnace.errors import MissingExtra, UsageError
 from pinnace.units import digits, in_unit
 from tests.bench_result import HOSTILE, MISSING, decoder_result, drawn, encoder_result, pixels, renamed
@@ -44,6 +44,22 @@ def test_the_roofline_stands_on_the_measured_limits() -> None:
     assert time is not None
     mark = next(one for one in fp32.marks if one.x == point.work.flops / point.work.bytes)
     assert mark.y == pytest.approx(point.work.flops / time)
+
+
+def test_equal_throughputs_are_no_reason_to_fail() -> None:
+    """Two batch sizes of one candidate are as fast: the first is named."""
+    result = encoder_result()
+
+    def level(point: Point) -> Point:
+        measures = {
+            name: dataclasses.replace(point.measures[name], value=8.0) for name in ("texts_per_s", "tokens_per_s")
+        }
+        return dataclasses.replace(point, measures={**point.measures, **measures})
+
+    points = tuple(level(point) for point in result.points if point.scenario == "single-stream")
+    plot = drawn(dataclasses.replace(result, points=points))["throughput"]
+    assert isinstance(plot, XYPlot)
+    assert plot.message.startswith("Most work: fp32, batch 1: ")
 
 
 def test_differences_that_nobody_would_notice_do_not_fill_the_picture() -> None:

@@ -134,6 +134,20 @@ def test_every_figure_is_in_the_table() -> None:
                 assert any(cell.startswith(text) for cell in cells), name
 
 
+@pytest.mark.parametrize("rows", [19, 20])
+def test_a_top_1_of_few_rows_is_not_shown(rows: int) -> None:
+    result = decoder_result()
+    candidates = tuple(
+        dataclasses.replace(one, accuracy=one.accuracy and dataclasses.replace(one.accuracy, rows=rows))
+        for one in result.candidates
+    )
+    result = dataclasses.replace(result, candidates=candidates)
+    text = text_of(parsed(report.render(result)))
+    assert ("same top 94.0 % of 20 rows" in text) == (rows == 20)
+    assert ("19 rows compared, a top-1 needs 20" in text) == (rows == 19)
+    assert ("accuracy" in left_out(result)) == (rows == 19)
+
+
 def test_a_full_result_has_every_plot() -> None:
     assert set(drawn(encoder_result())) == ALL_PLOTS
     assert {"distribution-first_token", "distribution-inter_token"} < set(drawn(decoder_result()))

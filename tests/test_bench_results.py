@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import io
 import json
 import math
 from pathlib import Path
@@ -14,9 +16,23 @@ import pytest
 from pinnace.bench import estimates
 from pinnace.bench.agreement import agreement, agrees, together
 from pinnace.bench.alike import differences
-from pinnace.bench.measures import MEASURES
-from pinnace.bench.results import Candidate, Limit, Machine, Measure, Point, RatePoint, Result, Samples, Settings, Work
+from pinnace.bench.measures import MEASURES, START
+from pinnace.bench.results import (
+    FEWEST_ROWS,
+    Accuracy,
+    Candidate,
+    Limit,
+    Machine,
+    Measure,
+    Point,
+    QueryWork,
+    RatePoint,
+    Result,
+    Samples,
+    Settings,
+)
 from pinnace.bench.tables import CSV_COLUMNS, render, render_csv, render_markdown
+from pinnace.bench.verdicts import EXACT, FEWEST_ROUNDS, FEWEST_STARTS, JUDGED
 from pinnace.errors import CheckFailed, UsageError
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "bench.md"
@@ -26,7 +42,7 @@ def example() -> Result:
     point = Point(
         "fp32", "single-stream", 1, 128, None, None, 1,
         {"latency_p50_s": Measure(0.01, 0.009, 0.011, (0.01, 0.011)), "latency_p99_s": Measure(None, absent="too few")},
-        {"latency": Samples(2, (0.01, 0.011))}, Work(1e9, 4e8, 128), (RatePoint(10.0, 9.5, 0.02, 100, True),),
+        {"latency": Samples(2, (0.01, 0.011))}, QueryWork(1e9, 4e8, 128), (RatePoint(10.0, 9.5, 0.02, 100, True),),
     )  # fmt: skip
     candidates = (
         Candidate("fp32", "pinnace", "tiny", "fp32", "cpu", 1, {"numpy": "2"}, measures={"load_s": Measure(0.1)}),
@@ -77,6 +93,15 @@ def test_the_document_lists_every_measure() -> None:
         assert f"| `{name}` | {kind.unit or 'share'} | {kind.better} | {kind.meaning} |" in text
 
 
+def test_the_document_says_what_is_too_little() -> None:
+    text = DOCUMENT.read_text()
+    assert f"| {FEWEST_STARTS} starts and {FEWEST_ROUNDS} rounds |" in text
+    once = [name for name in JUDGED if (name in START and name not in EXACT) or name == "highest_rate"]
+    assert f"| {', '.join(f'`{name}`' for name in sorted(once, key=list(MEASURES).index))} |" in text
+    assert f"| {FEWEST_ROUNDS} starts, and so {FEWEST_ROUNDS} rounds |" in text
+    assert f"fewer than {FEWEST_ROWS}" in text
+
+
 def test_unlike_runs_are_named() -> None:
     one = example()
     assert differences(one, one) == []
@@ -99,6 +124,42 @@ def test_tables() -> None:
     assert tuple(lines[0]) == CSV_COLUMNS
     assert all(len(line) == len(CSV_COLUMNS) for line in lines)
     assert lines[2][12:15] == ["latency_p50_s", "s", "0.01"]
+
+
+def with_accuracy(accuracy: Accuracy) -> Result:
+    one, missing = example().candidates
+    shown = dataclasses.replace(one, accuracy=accuracy, measures={**one.measures, "idle_cpu": Measure(0.01)})
+    return dataclasses.replace(example(), candidates=(shown, missing))
+
+
+def test_a_top_1_of_few_rows_is_not_shown() -> None:
+    few, enough = (with_accuracy(Accuracy("fp32", rows, 0.99906, 0.99, 0.5, 0.1)) for rows in (2, FEWEST_ROWS))
+    for shown in (render(few), render_markdown(few)):
+        words = next(line for line in shown.splitlines() if "0.99906" in line).replace("|", " ").split()
+        assert words[-4:] == ["2", "0.99906", "–", "–"]
+        assert "no top-1: 2 rows compared, a top-1 needs 20" in shown
+    for shown in (render(enough), render_markdown(enough)):
+        words = next(line for line in shown.splitlines() if "0.99906" in line).replace("|", " ").split()
+        assert words[-5:] == ["20", "0.99906", "50.0", "%", "–"]
+        assert "no top-1" not in shown
+    assert '"top1": 0.5' in few.to_json()
+
+
+def test_csv_has_what_accuracy_there_is() -> None:
+    def found(accuracy: Accuracy) -> dict[str, tuple[str, str, str]]:
+        lines = list(csv.DictReader(io.StringIO(render_csv(with_accuracy(accuracy)))))
+        assert all(line["unit"] for line in lines)
+        return {line["measure"]: (line["unit"], line["value"], line["absent"]) for line in lines}
+
+    lines = found(Accuracy("fp32", 20, 0.999, 0.99, 0.5, 0.1, "f1", 0.75, 0.8, "data"))
+    assert lines["idle_cpu"] == ("share", "0.01", "")
+    assert lines["cosine_min"] == ("cosine", "0.99", "")
+    assert lines["top1"] == ("share", "0.5", "")
+    assert lines["metric_f1"] == ("share", "0.75", "")
+    lines = found(Accuracy("fp32", 1, None, None, 1.0, None, "f1", None, 0.8, "data"))
+    assert "cosine_min" not in lines
+    assert lines["top1"] == ("share", "", "1 row compared, a top-1 needs 20")
+    assert lines["metric_f1"] == ("share", "", "the variant gave NaN or infinity")
 
 
 def test_percentiles_and_their_intervals() -> None:
@@ -165,6 +226,18 @@ def test_samples_are_bounded() -> None:
     assert (kept.count, len(kept.values), kept.values[0], kept.values[-1]) == (9000, 2000, 0.0, 8999.0)
 
 
+@pytest.mark.parametrize("count", [1, 20])
+def test_a_rare_stall_counts_once_in_the_mean(count: int) -> None:
+    """One query of 20,000 takes 0.5 s: thinned to a few quantiles, it would be one of a few hundred."""
+    rounds = [[*[1e-3] * 19_999, 0.5] for _ in range(count)]
+    found = estimates.latency(rounds, seed=0)["latency_mean_s"]
+    assert found.value is not None
+    assert found.low is not None
+    assert found.high is not None
+    assert found.value == pytest.approx(np.mean(rounds))
+    assert found.low <= found.value <= found.high < 1.2e-3
+
+
 def test_agreement_of_outputs() -> None:
     vectors = [[1.0, 0.0], [0.0, 2.0]]
     same = agreement("fp32", vectors, vectors)
@@ -185,7 +258,6 @@ def test_agreement_of_outputs() -> None:
         ("fp32", [[5.0], [0.01], [250.0]], False),
         ("int8", [[5.5], [0.3], [280.0]], True),
         ("int8", [[0.1], [7.0], [2.0]], False),
-        ("fp32", [[math.nan], [0.01], [300.0]], False),
     ],
 )
 def test_single_numbers_are_compared_by_their_difference(precision: str, got: list[list[float]], good: bool) -> None:
@@ -194,6 +266,17 @@ def test_single_numbers_are_compared_by_their_difference(precision: str, got: li
     found = agreement("fp32", got, want)
     assert found.cosine_min is None
     assert agrees(found, precision, want) is good
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+@pytest.mark.parametrize("width", [1, 2])
+def test_numbers_that_are_none_are_told(bad: float, width: int) -> None:
+    """No cosine comes of them, and JSON could not hold it: the whole run would be lost when it is written."""
+    good, broken = [[1.0] * width, [2.0] * width], [[1.0] * width, [*[2.0] * (width - 1), bad]]
+    with pytest.raises(CheckFailed, match=r"^the outputs have NaN or infinity in row 1 of 2"):
+        agreement("fp32", broken, good)
+    with pytest.raises(CheckFailed, match="the outputs of the reference fp32 have NaN or infinity"):
+        agreement("fp32", good, broken)
 
 
 def test_several_outputs_count_together() -> None:

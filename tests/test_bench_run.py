@@ -7,6 +7,7 @@ import gc
 import json
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -19,10 +20,11 @@ from typing import Any
 
 import pytest
 
+import pinnace
 from pinnace.bench import limits, loop, rounds, summary
 from pinnace.bench.children import ChildFailed, Server, run_child
 from pinnace.bench.jobs import random_ids
-from pinnace.bench.loop import Prepared, Work
+from pinnace.bench.loop import Prepared, TimedJob
 from pinnace.bench.machine import Energy, Usage, chosen_cpus
 from pinnace.bench.own import open_own
 from pinnace.bench.plan import PointPlan
@@ -34,6 +36,9 @@ from pinnace.cli.main import main
 from pinnace.errors import UsageError
 from pinnace.runtime.engine.ort import onnxruntime
 from tests.conftest import DATA
+from tests.generation_bundles import HEAD_SIZE, HEADS, LAYERS, MakeBundle, decoder_of
+
+__all__ = ["decoder_of"]
 
 BundleOf = Callable[[str], Path]
 QUICK = ("--rounds", "6", "--starts", "2", "--round-seconds", "20ms", "--threads", "1", "-q")
@@ -108,7 +113,8 @@ def test_unlike_runs_are_refused(measured: Path, tmp_path: Path, capsys: pytest.
     assert main(["compare", str(measured), str(other), "--force", "--json"]) == 0
     shown = json.loads(capsys.readouterr().out)
     assert shown["unlike"][0].startswith("machine.processor")
-    assert {row["verdict"] for row in shown["rows"]} <= {"no difference", "not judged: 2 starts, needs 3"}
+    verdicts = {"no difference", "not judged: 2 starts, needs 3", "not judged: values of 2 starts, needs 5"}
+    assert {row["verdict"] for row in shown["rows"]} == verdicts
 
 
 def test_texts_offline_and_arrivals(bundle_of: BundleOf, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,6 +194,21 @@ def test_flops_are_those_of_the_configuration(bundle_of: BundleOf) -> None:
     assert weights <= cost.weight_bytes < 1.2 * weights + 40_000  # and biases, norms and small tables
 
 
+def test_a_decoder_costs_the_same_whatever_it_is_exported_for(decoder_of: MakeBundle) -> None:
+    ort, onnx = (count_cost(decoder_of(f"apertus-{target}"), "fp32") for target in ("ort", "onnx"))
+    assert ort.coefficients == pytest.approx(onnx.coefficients)
+    assert ort.coefficients[2] == pytest.approx(4 * 2 * 256)  # of each layer half of the pairs, 4 for each number
+    assert ort.token_bytes == onnx.token_bytes
+
+
+def test_a_half_precision_cache_counts_as_half(decoder_of: MakeBundle, tmp_path: Path) -> None:
+    path = shutil.copytree(decoder_of("ort"), tmp_path / "decoder")
+    pinnace.quantize(str(path), precision="fp16", allow_degraded=True, threads=1)
+    full, half = (count_cost(path, precision).token_bytes for precision in ("fp32", "fp16"))
+    assert full == 2 * LAYERS * HEADS * HEAD_SIZE * 4
+    assert half == full / 2
+
+
 def test_the_multiplication_multiplies() -> None:
     import numpy as np
 
@@ -213,14 +234,14 @@ def test_rates_are_searched_until_they_are_known() -> None:
 def test_arrivals_wait_for_each_other() -> None:
     """Ten queries of 10 ms that arrive nearly at once: each waits for those before it, or for half of them with two."""
     prepared = Prepared([(1, 1)], lambda _index, _seen: time.sleep(0.01), list)
-    alone = Work(prepared).arriving(1e6, 10, bound=10, most_late=0, seed=0, concurrency=1)["latency"]
+    alone = TimedJob(prepared).arriving(1e6, 10, bound=10, most_late=0, seed=0, concurrency=1)["latency"]
     assert all(late >= 0.01 * (place + 1) - 0.001 for place, late in enumerate(alone))
-    stopped = Work(prepared).arriving(1e6, 100, bound=1e-4, most_late=3, seed=0, concurrency=1)
+    stopped = TimedJob(prepared).arriving(1e6, 100, bound=1e-4, most_late=3, seed=0, concurrency=1)
     assert (stopped["stopped"], len(stopped["latency"])) == (True, 4)
     # No clock decides here: each query ends only when another one is under way, so one at a time would never end.
     pair = threading.Barrier(2)
     paired = Prepared([(1, 1)], lambda _index, _seen: pair.wait(timeout=60), list)
-    together = Work(paired).arriving(1e6, 10, bound=60, most_late=0, seed=0, concurrency=2)
+    together = TimedJob(paired).arriving(1e6, 10, bound=60, most_late=0, seed=0, concurrency=2)
     assert len(together["latency"]) == 10
     assert not together["stopped"]
 
@@ -245,7 +266,7 @@ class FakeMeter:
 
     def __init__(self, clock: Clock, service: float) -> None:
         self.plan, self.server, self.asked = SimpleNamespace(name="a"), self, 0
-        self._work = Work(Prepared([(1, 1)], lambda _index, _seen: self._answer(clock, service), list))
+        self._work = TimedJob(Prepared([(1, 1)], lambda _index, _seen: self._answer(clock, service), list))
 
     def _answer(self, clock: Clock, service: float) -> None:
         self.asked += 1
@@ -316,7 +337,7 @@ def test_a_round_lasts_as_long_as_it_should(monkeypatch: pytest.MonkeyPatch) -> 
     clock = Clock()
     monkeypatch.setattr(loop, "time", clock)
     monkeypatch.setattr(gc, "collect", lambda: clock.sleep(0.05))
-    work = Work(Prepared([(1, 1)], lambda _index, _seen: clock.sleep(0.001), list))
+    work = TimedJob(Prepared([(1, 1)], lambda _index, _seen: clock.sleep(0.001), list))
     found = work.closed(0.02, least=1, concurrency=1)
     assert found["seconds"] >= 0.02
     assert len(found["latency"]) >= 20

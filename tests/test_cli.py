@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import onnxruntime
 import pytest
 
 from pinnace import __version__
@@ -75,7 +76,7 @@ def process(*words: object, **options: Any) -> subprocess.CompletedProcess[str]:
 
 
 def test_version_overview_and_help(cli: Cli) -> None:
-    assert cli("--version") == (0, f"pinnace {__version__}\n", "")
+    assert cli("--version") == cli("-V") == (0, f"pinnace {__version__}\n", "")
     code, out, err = cli()
     assert (code, err) == (0, "") and all(f"  {name} " in out for name in COMMANDS)
     assert cli("--help")[1] == out == cli("help")[1]
@@ -94,6 +95,11 @@ def test_help_names_every_flag(cli: Cli, command: Command) -> None:
     [
         (["exprt", "bert"], 2, ["'exprt'", "Did you mean 'export'?"]),
         (["--jsn"], 2, ["--jsn comes with a command", "export, quantize, run"]),
+        (["version"], 2, ["unknown command 'version'", "pinnace --version"]),
+        (["run", "--version"], 2, ["--version stands before the command", "pinnace --version"]),
+        (["serve", "x", "--timeout", "0"], 2, ["--timeout is '0'", "a time such as"]),
+        (["serve", "x", "--grace", "5m"], 2, ["--grace is '5m'", "a time such as"]),
+        (["bench", "x", "--latency-bound", "5"], 2, ["--latency-bound is '5'", "with its unit"]),
         (["run", "", "text"], 2, ["needs BUNDLE"]),
         (["export", "bert", "--output="], 2, ["--output is empty"]),
         (["export"], 2, ["needs MODEL", "for example: pinnace export bert --task qa"]),
@@ -162,6 +168,13 @@ def test_flags_stand_anywhere_and_two_dashes_end_them() -> None:
     assert (read.text, read.task) == ("--task", None)
     with pytest.raises(UsageError, match="goes after --"):
         read_arguments(COMMANDS["run"], ["folder", "-5 degrees"], {})
+
+
+def test_a_bare_time_counts_seconds() -> None:
+    serve = read_arguments(COMMANDS["serve"], ["x", "--timeout", "5", "--grace", "1.5"], {})
+    assert (serve.timeout, serve.grace) == (5, 1.5)
+    bench = read_arguments(COMMANDS["bench"], ["x", "--round-seconds", "0.2", "--latency-bound", "100ms"], {})
+    assert (bench.round_seconds, bench.latency_bound) == (0.2, 0.1)
 
 
 def test_home_is_expanded_in_paths(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,8 +327,21 @@ def test_verify_tells_damage(cli: Cli, bundle_of: Callable[[str], Path], tmp_pat
     code, out, err = cli("verify", copy)
     assert code == 3 and "FAIL  files" in out and "model.safetensors" in out
     assert "failed" in err and "files" in err
+    assert "pinnace export MODEL" in err and "pinnace doctor" not in err
     code, out, err = cli("run", copy, "--text-pair", "b", "a")
     assert (code, out) == (3, "") and "model.safetensors" in err
+
+
+def test_verify_tells_the_machine_from_the_bundle(cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
+    code, _, err = cli("verify", make_bundle(tmp_path / "bundle"), "--device", "cuda")
+    assert code == 5 and "pinnace doctor" in err and "pinnace export" not in err
+
+
+@pytest.mark.parametrize("word", ["gpu", "GPU:1", "nvidia", "CUDA"])
+def test_other_names_of_cuda_lead_to_it(cli: Cli, tmp_path: Path, word: str) -> None:
+    code, _, err = cli("verify", make_bundle(tmp_path / "bundle"), "--device", word)
+    assert code == 2 and "Did you mean 'cuda'?" in err and "cuda:N" in err
 
 
 def test_doctor_fails_where_something_must_be_done(cli: Cli, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -335,3 +361,26 @@ def test_tasks_and_version_import_nothing_heavy() -> None:
         f"import sys; from pinnace.cli.main import main; main(['tasks', '-q']); print({{*{heavy}}} & {{*sys.modules}})"
     )
     assert process("-c", code, cwd=DATA.parent.parent).stdout.strip().endswith("set()")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full")
+@pytest.mark.parametrize(("words", "code"), [("tasks", 0), ("frobnicate", 2), ("inspect nothere", 3)])
+def test_logs_that_cannot_be_written_change_no_exit_code(words: str, code: int) -> None:
+    command = f"exec {sys.executable} -m pinnace {words} 2>/dev/full"
+    done = subprocess.run(["/bin/sh", "-c", command], capture_output=True, encoding="utf-8", cwd=DATA.parent.parent)
+    assert done.returncode == code
+    assert ("question-answering" in done.stdout) == (words == "tasks")
+
+
+def test_an_interruption_while_the_program_is_loaded_is_told_like_a_later_one() -> None:
+    code = (
+        "import sys, importlib.abc\n"
+        "class Interrupting(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name == 'pinnace.cli.commands': raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupting())\n"
+        "from pinnace.__main__ import run\n"
+        "sys.exit(run())"
+    )
+    done = process("-c", code, cwd=DATA.parent.parent)
+    assert (done.returncode, done.stderr) == (130, "error: interrupted\n")

@@ -21,7 +21,7 @@ from pinnace.bench.report.files import write_whole
 from pinnace.bench.request import Request
 from pinnace.bench.results import Candidate, Measure, Result
 from pinnace.bench.run import against
-from pinnace.cli.bench_flags import as_counts, as_pairs, as_percentile, as_words
+from pinnace.cli.bench_flags import as_counts, as_pairs, as_percentile, as_seed, as_words
 from pinnace.cli.commands import COMMANDS
 from pinnace.cli.flags import read_arguments
 from pinnace.cli.main import main
@@ -206,6 +206,10 @@ def test_paths_of_peers_do_not_depend_on_the_folder(monkeypatch: pytest.MonkeyPa
 def test_lists_name_each_thing_once(tiny: str, tmp_path: Path) -> None:
     assert as_words("--precision", "fp32, int8,fp32") == ("fp32", "int8")
     assert as_counts("--threads", "2,1,02") == (2, 1)
+    assert (as_seed("--seed", "0"), as_seed("--seed", "7")) == (0, 7)
+    with pytest.raises(UsageError, match="'-1'; expected a whole number of at least 0"):
+        as_seed("--seed", "-1")
+    assert next(flag for flag in COMMANDS["bench"].flags if flag.name == "seed").convert is as_seed
     assert as_percentile("--percentile", "99.9%") == pytest.approx(0.999)
     plan = make_plan(tiny, Request(precisions=("fp32", "fp32"), threads=(1,)), tmp_path / "texts.json")
     assert [one.name for one in plan.candidates] == ["fp32"]

@@ -22,6 +22,9 @@ from pinnace.runtime.pipelines.pieces import pieces
 from pinnace.runtime.pipelines.table import PIPELINES
 from pinnace.spec import canonical_task
 from tests.conftest import DATA, OpenPipeline, same
+from tests.generation_bundles import MakeBundle, decoder_of
+
+__all__ = ["decoder_of"]
 
 ROOT = DATA.parent.parent
 Bundles = Callable[[str], Path]
@@ -130,6 +133,19 @@ def test_plain_text_and_json_on_standard_input(cli: Cli, monkeypatch: pytest.Mon
     assert (told["count"], told["task"], told["precision"]) == (3, "text-classification", "fp32")
 
 
+def test_one_object_is_whole_json_or_nothing(cli: Cli, monkeypatch: pytest.MonkeyPatch, bundle_of: Bundles) -> None:
+    bundle = bundle_of("tiny-classify")
+    code, out, _ = cli(bundle, "good", "--json", "--option", "function_to_apply=nope")
+    assert (code, out) == (2, "")
+    feed(monkeypatch, b'"good"\n"bad"\n{"text": 5}\n')
+    code, out, err = cli(bundle, "--json")
+    told = json.loads(out)
+    assert code == 2 and told["count"] == len(told["results"]) == 2
+    assert told["error"] in err and "line 3" in told["error"]
+    feed(monkeypatch, b"")
+    assert json.loads(cli(bundle, "--json")[1])["results"] == []
+
+
 @pytest.mark.parametrize(
     ("name", "words", "data", "needles"),
     [
@@ -154,6 +170,18 @@ def test_plain_text_and_json_on_standard_input(cli: Cli, monkeypatch: pytest.Mon
         ("tiny-classify", ["-i", str(DATA)], b"", ["it is a folder"]),
         ("tiny-classify", ["a", "-o", "lost/out"], b"", ["cannot write --output lost/out"]),
         ("tiny-classify", ["a", "-o", str(DATA)], b"", ["is a folder"]),
+        ("bert-glossary-qa", ["hi", "-i", "-"], b"", ["both one input", "give one of them"]),
+        ("bert-glossary-qa", ["hi", "--context", ""], b"", ["--context is empty"]),
+        ("bert-glossary-qa", ["", "--context", "x"], b"", ["TEXT is empty"]),
+        ("tiny-rerank", ["a", "--document", "b", "--document", "", "--task", "rerank"], b"", ["--document is empty"]),
+        ("bert-glossary-qa", ["-i", f"{DATA}/qa_dev.json"], b"", ["line 1", "begins a JSON list", "python -c"]),
+        ("tiny-classify", ["--lines", "json"], b'\n["a", "b"]\n', ["line 2", "begins a JSON list", "json.dumps(one)"]),
+        ("tiny-classify", [], b'[\n"a",\n"b"]\n', ["line 1", "begins a JSON list", "--lines text"]),
+        ("tiny-classify", [], b'[{"text": "a"}]\n', ["begins a JSON list"]),
+        ("bert-glossary-qa", [], b'{"question": "a", "context": "b"}\n["c"]\n', ["line 2", "is a list"]),
+        ("tiny-generate", ["--lines", "json"], b'[{"role": "user" "x"}]\n', ["line 1", "is not JSON", "delimiter"]),
+        ("tiny-generate", ["--lines", "json"], b'["a", "b"]\n', ["begins a JSON list"]),
+        ("tiny-generate", ["a", "--option", "cancellation=1"], b"", ["'cancellation' takes an object of a program"]),
     ],
     ids=lambda value: value[0][:40] if isinstance(value, list) and value else None,
 )  # fmt: skip
@@ -174,12 +202,55 @@ def test_nothing_to_answer_on_a_terminal(cli: Cli, monkeypatch: pytest.MonkeyPat
     assert code == 2 and "give TEXT, or --input FILE" in err
 
 
-def test_empty_input(cli: Cli, monkeypatch: pytest.MonkeyPatch, bundle_of: Bundles) -> None:
+def test_a_source_without_inputs_is_told_and_no_error(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch, bundle_of: Bundles, tmp_path: Path
+) -> None:
     feed(monkeypatch, b"\n")
     code, out, err = cli(bundle_of("tiny-classify"))
-    assert (code, out) == (2, "") and "standard input is empty" in err
+    assert (code, out) == (0, "") and "standard input is empty; give TEXT" in err
     feed(monkeypatch, b"")
-    assert cli(bundle_of("tiny-classify"), "-i", "-")[:2] == (0, "")
+    code, out, err = cli(bundle_of("tiny-classify"), "-i", "-")
+    assert (code, out) == (0, "") and "standard input is empty" in err
+    source, target = tmp_path / "empty.jsonl", tmp_path / "out.jsonl"
+    source.touch()
+    code, out, err = cli(bundle_of("tiny-classify"), "-i", source, "-o", target)
+    assert (code, out, target.read_bytes()) == (0, "", b"") and f"{source} is empty" in err
+
+
+def test_a_conversation_is_a_line_of_json(cli: Cli, monkeypatch: pytest.MonkeyPatch, decoder_of: MakeBundle) -> None:
+    talk = [{"role": "user", "content": "river"}]
+    feed(monkeypatch, json.dumps(talk).encode())
+    code, out, err = cli(decoder_of("apertus-ort"), "-q", "--option", "max_new_tokens=3")
+    assert code == 0, err
+    ((record,),) = [json.loads(line) for line in out.splitlines()]
+    assert record["generated_text"][0] == talk[0] and record["generated_text"][1]["role"] == "assistant"
+
+
+def test_the_remedy_for_a_list_gives_lines_that_are_answered(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:
+    source, target = tmp_path / "LIST.json", tmp_path / "LINES.jsonl"
+    asked = {"question": "What is a pier?", "context": "A pier is a platform."}
+    source.write_text(json.dumps([{**asked, "answers": {"text": ["a platform"]}}], indent=1))
+    code, _, err = cli(bundle_of("bert-glossary-qa"), "-i", source)
+    command = next(line for line in err.splitlines() if "python -c" in line).replace("python", sys.executable, 1)
+    assert code == 2 and subprocess.run(["/bin/sh", "-c", command], cwd=tmp_path, timeout=60).returncode == 0
+    code, out, err = cli(bundle_of("bert-glossary-qa"), "-i", target)
+    assert code == 0 and "platform" in json.loads(out)["answer"], err
+
+
+def test_options_for_programs_are_not_offered(cli: Cli, bundle_of: Bundles) -> None:
+    for name, known in (("tiny-classify", "top_k"), ("tiny-generate", "max_new_tokens")):
+        code, _, err = cli(bundle_of(name), "a", "--option", "nonsense=1")
+        offered = err.partition("known: ")[2].split(", ")
+        assert code == 2 and known in offered and not {"cancellation", "shared_prefix", "generation"} & {*offered}
+
+
+def test_a_flag_is_true_or_false(cli: Cli, bundle_of: Bundles) -> None:
+    for word in ("no", '"false"', "FALSE"):
+        code, out, err = cli(bundle_of("tiny-classify"), "good", "--option", f"return_all_scores={word}")
+        assert (code, out) == (2, "") and "return_all_scores is" in err and "true or false" in err
+    for word in ("true", "True"):
+        code, out, _ = cli(bundle_of("tiny-classify"), "-q", "good", "--option", f"return_all_scores={word}")
+        assert code == 0 and isinstance(json.loads(out), list)
 
 
 def test_a_failed_run_leaves_the_old_answers(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:

@@ -209,6 +209,22 @@ def test_a_decoders_prompt_and_steps_stand_apart(decoder_of: MakeBundle, scratch
     assert many.flops == 12 * one.flops
 
 
+@pytest.mark.parametrize("target", ["ort", "onnx", "static"])
+def test_a_decoders_attention_is_counted_by_what_its_tokens_see(
+    decoder_of: MakeBundle, scratch: Path, target: str
+) -> None:
+    """Whatever the kernel is given: the new keys, a buffer of the whole capacity, masks."""
+    B, T, steps, layers, width = 2, 12, 3, 4, 256  # every token has the sum of its heads' widths
+    profile = profile_bundle(decoder_of(f"apertus-{target}"), threads=1, batch=B, prompt=T, decode_steps=steps, runs=1)
+    kernels = {"ort": "GroupQueryAttention", "onnx": "Attention", "static": "Attention"}
+    prompt, step = (
+        group(phase.costs, lambda cost: cost.operator)[kernels[target]].flops / (4 * B * layers * width)
+        for phase in profile.phases
+    )
+    assert prompt == T * (T + 1) / 2
+    assert step == T + (steps + 1) / 2  # in the mean of the steps, each with one token more
+
+
 def test_without_the_optimised_graph_no_time_is_dropped(
     decoder_of: MakeBundle, scratch: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -105,6 +105,21 @@ def test_only_what_is_missing_is_answered(
     assert len((tmp_path / "out.jsonl").read_text().splitlines()) == len(whole)
 
 
+def test_each_answer_is_in_the_file_when_the_next_one_is_made(
+    bundle_of: Bundles, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = []
+
+    def watched(*_arguments: object) -> Iterator[dict[str, int]]:
+        for number in range(5):
+            there.append(sum(path.read_bytes().count(b"\n") for path in partials(tmp_path)))
+            yield {"number": number}
+
+    monkeypatch.setattr(cli_run, "_answers", watched)
+    assert run(bundle_of("tiny-classify"), "-i", source, "-o", tmp_path / "out.jsonl", "--resume") == 0
+    assert there == [0, 1, 2, 3, 4]
+
+
 def test_answers_of_another_run_are_not_mixed_in(
     bundle_of: Bundles, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -140,6 +155,39 @@ def test_what_cannot_be_resumed(
         assert "--resume goes with" in capsys.readouterr().err
     assert run(bundle, "-i", "-", "-o", tmp_path / "x", "--resume") == 2
     assert "not standard input" in capsys.readouterr().err
+
+
+def test_answers_before_a_bad_line_are_kept_and_said_to_be(
+    bundle_of: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('"a"\n"b"\n{bad\n"c"\n')
+    words = [bundle_of("tiny-classify"), "-i", source, "-o", target]
+    assert run(*words) == 2
+    assert "--resume" not in capsys.readouterr().err and partials(tmp_path) == []
+    assert run(*words, "--resume") == 2
+    (partial,) = partials(tmp_path)
+    err = capsys.readouterr().err
+    assert "line 3" in err and f"2 answers are kept in {partial}" in err and "with --resume" in err
+    source.write_text(source.read_text().replace("{bad", '"bad"'))
+    assert main(["run", *map(str, words), "--resume"]) == 0
+    assert "2 answers are there already" in capsys.readouterr().err
+    assert target.read_text().count("\n") == 4 and partials(tmp_path) == []
+    source.write_text("{bad\n")
+    assert run(*words, "--resume") == 2
+    assert "are kept" not in capsys.readouterr().err
+
+
+def test_a_source_that_is_answered_already_is_not_called_empty(
+    bundle_of: Bundles, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('"a"\n{bad\n')
+    words = ["run", str(bundle_of("tiny-classify")), "-i", str(source), "-o", str(target), "--resume"]
+    assert main(words) == 2
+    source.write_text('"a"\n')
+    assert main(words) == 0
+    assert "nothing to answer" not in capsys.readouterr().err and target.read_text().count("\n") == 1
 
 
 def test_two_processes_do_not_write_the_same_answers(tmp_path: Path) -> None:

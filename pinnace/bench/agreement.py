@@ -26,7 +26,8 @@ def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accura
         want: the same of the reference.
 
     Raises:
-        CheckFailed: they are of unlike number or size: the programs did not do the same job.
+        CheckFailed: they are of unlike number or size, so that the programs did not do the same job, or a number is not
+            finite.
     """
     if len(got) != len(want) or not want:
         raise CheckFailed(f"{len(got)} outputs, the reference {reference} gave {len(want)}: not the same job")
@@ -40,6 +41,10 @@ def agreement(reference: str, got: Sequence[Any], want: Sequence[Any]) -> Accura
         pairs = [pair for one, other in zip(got, want, strict=True) for pair in zip(one, other, strict=True)]
         return Accuracy(reference, len(pairs), None, None, sum(a == b for a, b in pairs) / len(pairs), None)
     a, b = np.array(got, np.float64), np.array(want, np.float64)
+    for rows, whose in ((a, "the outputs"), (b, f"the outputs of the reference {reference}")):
+        if not np.isfinite(rows).all():
+            place = int(np.flatnonzero(~np.isfinite(rows).all(-1))[0])
+            raise CheckFailed(f"{whose} have NaN or infinity in row {place} of {len(rows)}; expected finite numbers")
     if b.shape[-1] == 1:
         return Accuracy(reference, len(b), None, None, None, float(np.abs(a - b).max()))
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)

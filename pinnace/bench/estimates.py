@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -16,7 +16,7 @@ from pinnace.bench.shifts import t_quantile
 RESAMPLES: Final = 500
 LEVEL: Final = 0.95
 P99_SAMPLES: Final = 1000
-# Times of a round that take part in the bootstrap; more change nothing but its cost.
+# Times of a round that take part in the bootstrap of percentiles; more change nothing but its cost.
 _PER_ROUND: Final = 400
 
 PERCENTILES: Final = {"latency_p50_s": 50.0, "latency_p90_s": 90.0, "latency_p95_s": 95.0, "latency_p99_s": 99.0}
@@ -59,13 +59,13 @@ def latency(rounds: Sequence[Sequence[float]], seed: int, starts: int | None = N
         starts: among which the rounds are shared, in order; None where each round is a start's.
     """
     pooled = np.sort(np.concatenate([np.asarray(times, float) for times in rounds]))
-    found = {"latency_mean_s": _estimate(rounds, np.mean, pooled, seed, starts)}
+    found = {"latency_mean_s": _mean(rounds, seed, starts)}
     for name, percent in PERCENTILES.items():
         if percent == 99.0 and len(pooled) < P99_SAMPLES:
             why = f"{len(pooled):,} queries were measured, a p99 needs {P99_SAMPLES:,}"
             found[name] = Measure(None, absent=why)
             continue
-        found[name] = _estimate(rounds, functools.partial(np.percentile, q=percent), pooled, seed, starts)
+        found[name] = _percentile(rounds, percent, pooled, seed, starts)
     return found
 
 
@@ -83,22 +83,33 @@ def thinned(ordered: Array, most: int) -> Array:
     return chosen
 
 
-def _estimate(
-    rounds: Sequence[Sequence[float]],
-    statistic: Callable[[Array], Any],
-    pooled: Array,
-    seed: int,
-    starts: int | None,
+def _mean(rounds: Sequence[Sequence[float]], seed: int, starts: int | None) -> Measure:
+    """Rounds are drawn by their sums: among a few quantiles of each, a rare stall would count as a frequent one."""
+    parts = [np.asarray(times, float) for times in rounds if len(times)]
+    blocks = tuple(float(part.mean()) for part in parts)
+    if len(parts) == 1:  # a round alone is drawn in pieces, in its own order: neighbours resemble each other
+        parts, starts = np.array_split(parts[0], min(_PER_ROUND, len(parts[0]))), None
+    sums, counts = np.array([part.sum() for part in parts]), np.array([len(part) for part in parts])
+    drawn = np.array([sums[row].sum() / counts[row].sum() for row in _resampled(len(parts), starts, seed)])
+    value = float(sums.sum() / counts.sum())
+    return Measure(value, *_interval(drawn, value, _clusters(len(parts), starts)), blocks)
+
+
+def _percentile(
+    rounds: Sequence[Sequence[float]], percent: float, pooled: Array, seed: int, starts: int | None
 ) -> Measure:
+    def statistic(times: Array) -> float:
+        return float(np.percentile(times, percent))
+
     kept = [thinned(np.sort(np.asarray(times, float)), _PER_ROUND) for times in rounds if len(times)]
     if len(kept) > 1:
         places, clusters = _resampled(len(kept), starts, seed), _clusters(len(kept), starts)
-        drawn = [float(statistic(np.concatenate([kept[i] for i in row]))) for row in places]
+        drawn = [statistic(np.concatenate([kept[i] for i in row])) for row in places]
     else:
         generator, clusters = np.random.default_rng(seed), len(kept[0])
-        drawn = [float(statistic(generator.choice(kept[0], clusters))) for _ in range(RESAMPLES)]
-    value = float(statistic(pooled))
-    blocks = tuple(float(statistic(np.asarray(times, float))) for times in rounds if len(times))
+        drawn = [statistic(generator.choice(kept[0], clusters)) for _ in range(RESAMPLES)]
+    value = statistic(pooled)
+    blocks = tuple(statistic(np.asarray(times, float)) for times in rounds if len(times))
     return Measure(value, *_interval(np.array(drawn), value, clusters), blocks)
 
 

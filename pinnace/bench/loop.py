@@ -49,7 +49,7 @@ class Program(Protocol):
         """Build the queries of a job."""
 
 
-class Work:
+class TimedJob:
     """A prepared job: its queries, and how they are timed."""
 
     def __init__(self, prepared: Prepared) -> None:
@@ -63,7 +63,7 @@ class Work:
         return sum(tokens for _, tokens in self._queries) / len(self._queries)
 
     def closed(self, seconds: float, least: int, concurrency: int) -> dict[str, Any]:
-        """Ask one query behind another, ``concurrency`` at once, for so long and at least so many.
+        """Ask one query behind another in each of ``concurrency`` threads, for so long and at least ``least`` in each.
 
         Returns:
             ``latency`` of each query, ``first_token`` and ``inter_token`` times of generators, ``seconds`` and ``cpu``
@@ -206,14 +206,14 @@ def serve(load: Callable[[], Program]) -> None:
     start = time.perf_counter()
     program = load()
     answer({"load_s": time.perf_counter() - start, "import_s": getattr(program, "import_s", None)})
-    work: dict[str, Work] = {}
+    work: dict[str, TimedJob] = {}
     for line in sys.stdin:
         request = json.loads(line)
         operation = request.pop("op")
         if operation == "prepare":
             name, job = request["name"], request["job"]
             prepared = program.prepare(job)
-            work[name] = Work(prepared)
+            work[name] = TimedJob(prepared)
             first = time.perf_counter()
             prepared.ask(0, _unheard)
             answer({"first_inference_s": time.perf_counter() - first, "tokens": work[name].tokens})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -13,7 +14,7 @@ from pinnace.bench import limits
 from pinnace.bench.children import Run, Server, run_child
 from pinnace.bench.machine import Energy, Usage
 from pinnace.bench.plan import PROGRAM, CandidatePlan, PointPlan
-from pinnace.bench.profile.flops import Cost
+from pinnace.bench.profile.flops import RowCost
 
 _WORKER: Final = ("-m", "pinnace.bench.worker")
 _LIMIT_SECONDS: Final = 0.15
@@ -42,12 +43,12 @@ class Workplace:
         words.append(json.dumps(dict(job)))
         return run_child(words, threads=plan.threads, folder=self._folder, variables=self._variables(plan.python))
 
-    def cost(self, plan: CandidatePlan) -> Cost:
+    def cost(self, plan: CandidatePlan) -> RowCost:
         """Count what a row of a bundle's variant costs."""
         options = json.dumps({"model": str(plan.bundle.path), "precision": plan.precision})
         words = [sys.executable, "-m", "pinnace.bench.profile.flops", options]
         found = json.loads(run_child(words, threads=plan.threads, folder=self._folder).output)
-        return Cost(tuple(found["coefficients"]), found["weight_bytes"], found["token_bytes"])
+        return RowCost(tuple(found["coefficients"]), found["weight_bytes"], found["token_bytes"])
 
     def _variables(self, python: str | None) -> dict[str, str]:
         # A peer's environment must not be mixed with this one's.
@@ -69,7 +70,7 @@ class Meter:
         return self.server.ask(op="prepare", name=point.key, job=dict(point.job))
 
     def block(self, point: PointPlan, seconds: float, least: int = 1) -> dict[str, Any]:
-        """Ask queries for so long; what is given is that of `pinnace.bench.loop.Work.closed`, and ``energy``."""
+        """Ask queries for so long; what is given is that of `pinnace.bench.loop.TimedJob.closed`, and ``energy``."""
         before = self._energy.read()
         found = self.server.ask(
             op="closed", name=point.key, seconds=seconds, least=least, concurrency=point.concurrency
@@ -102,7 +103,7 @@ class LimitMeter:
 
     def _rate(self, kind: str, size: float, seconds: float) -> float:
         found = self.server.ask(op="closed", name=kind, seconds=seconds, least=2, concurrency=1)
-        return size * len(found["latency"]) / float(found["seconds"])
+        return size / float(statistics.median(found["latency"]))  # the statistic of `pinnace.bench.profile.limits`
 
     def _fastest(self) -> tuple[int, int, int]:
         """The shape that the machine multiplies fastest: the limit is the best that it can."""

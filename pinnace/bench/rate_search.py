@@ -116,7 +116,7 @@ def tried(rate: float, count: int, percentile: float, found: Mapping[str, Any]) 
     """Judge a trial of so many queries at a rate.
 
     Args:
-        found: what `pinnace.bench.loop.Work.arriving` gave.
+        found: what `pinnace.bench.loop.TimedJob.arriving` gave.
 
     Returns:
         The trial, and how many queries/s were served while they arrived.

@@ -20,6 +20,7 @@ from pinnace.records import build
 RESULTS_FORMAT: Final = 1
 SCENARIOS: Final = ("single-stream", "offline", "server")
 MAX_SAMPLES: Final = 2000
+FEWEST_ROWS: Final = 20  # a share of fewer rows is one or two of them, whatever its digits
 MAX_BYTES: Final = 256 << 20
 
 
@@ -82,6 +83,18 @@ class Accuracy:
     reference_value: float | None = None
     data: str = ""
 
+    @property
+    def shown_top1(self) -> float | None:
+        """``top1`` where it is of `FEWEST_ROWS` rows or more: what tables, plots and reports show."""
+        return self.top1 if self.rows >= FEWEST_ROWS else None
+
+    @property
+    def no_top1(self) -> str:
+        """Why ``top1`` is not shown; empty where it is, or where there is none."""
+        if self.top1 is None or self.shown_top1 is not None:
+            return ""
+        return f"{self.rows} row{'s' * (self.rows != 1)} compared, a top-1 needs {FEWEST_ROWS}"
+
 
 @dataclasses.dataclass(frozen=True)
 class Candidate:
@@ -113,7 +126,7 @@ class Candidate:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class QueryWork:
     """What one query costs, counted from the graph and its inputs; None in `Point` where the graph is not ours.
 
     Attributes:
@@ -173,7 +186,7 @@ class Point:
     concurrency: int
     measures: dict[str, Measure]
     samples: dict[str, Samples] = dataclasses.field(default_factory=dict)
-    work: Work | None = None
+    work: QueryWork | None = None
     curve: tuple[RatePoint, ...] = ()
 
     @property

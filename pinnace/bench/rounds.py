@@ -15,7 +15,7 @@ from pinnace.bench.children import ChildFailed
 from pinnace.bench.jobs import IDS, PROMPT
 from pinnace.bench.plan import CandidatePlan, Plan, PointPlan
 from pinnace.bench.processes import LimitMeter, Meter, Workplace, is_own
-from pinnace.bench.profile.flops import Cost
+from pinnace.bench.profile.flops import RowCost
 from pinnace.bench.rate_search import (
     RateSearch,
     most_late,
@@ -58,7 +58,7 @@ class Raw:
     curves: dict[tuple[str, str], list[RatePoint]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     highest: dict[tuple[str, str], list[float | None]] = dataclasses.field(default_factory=lambda: defaultdict(list))
     limits: dict[int, list[tuple[float, float]]] = dataclasses.field(default_factory=lambda: defaultdict(list))
-    costs: dict[str, Cost] = dataclasses.field(default_factory=dict)
+    costs: dict[str, RowCost] = dataclasses.field(default_factory=dict)
     outputs: dict[tuple[str, str], list[Any]] = dataclasses.field(default_factory=dict)
     missing: dict[str, str] = dataclasses.field(default_factory=dict)
 
@@ -247,11 +247,12 @@ class _Runner:
 
 
 def _smallest(point: PointPlan) -> dict[str, Any]:
-    """The job of a cold start: a single row, a single new token."""
+    """The job of a cold start: one text, or one prompt and one new token.
+
+    Rows of token ids stay as they are, since a graph may have been exported for so many.
+    """
     job = dict(point.job)
-    if job["kind"] in (IDS, PROMPT):
-        job["batch"] = job["batch"] if job["kind"] == IDS else 1
-    else:
+    if job["kind"] != IDS:
         job["batch"] = 1
     if job["kind"] == PROMPT:
         job["output"] = 1

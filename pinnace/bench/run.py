@@ -14,7 +14,6 @@ from typing import Any, Final
 from pinnace.bench import machine
 from pinnace.bench.children import ChildFailed, run_child
 from pinnace.bench.jobs import write_texts
-from pinnace.bench.judge import Row, judge_pairs, pair_up
 from pinnace.bench.judging import judged, read_data
 from pinnace.bench.plan import AFTER, BEFORE, PROGRAM, make_plan
 from pinnace.bench.processes import now
@@ -22,6 +21,7 @@ from pinnace.bench.request import Request
 from pinnace.bench.results import Candidate, Result
 from pinnace.bench.rounds import measure
 from pinnace.bench.summary import summarize
+from pinnace.bench.verdicts import Row, judge_pairs, pair_up
 from pinnace.errors import MissingExtra
 from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import canonical_task

@@ -65,11 +65,10 @@ def explained(before: Array, after: Array, *limits: Sequence[Sequence[float]]) -
     slow = [np.array([drawn_in(-np.log(np.array(rates))) for rates in run]) for run in limits]  # (rates, rounds)
     inside = [np.concatenate([run[place] - run[place].mean() for run in slow]) for place in range(len(slow[0]))]
     own = np.concatenate([before - before.mean(), after - after.mean()])
-    chosen = [column for column in inside if float(column.std()) > _STILL]
     # The rate that explains most, alone: together they would explain noise.
     best, slope = 0.0, np.zeros(len(inside))
     for place, column in enumerate(inside):
-        if not any(column is one for one in chosen):
+        if float(column.std()) <= _STILL:
             continue
         factor = float(column @ own) / float(column @ column)
         gain = factor * float(column @ own)

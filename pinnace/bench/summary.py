@@ -26,10 +26,10 @@ from pinnace.bench.results import (
     Machine,
     Measure,
     Point,
+    QueryWork,
     Result,
     Samples,
     Settings,
-    Work,
 )
 from pinnace.bench.rounds import CPU, Raw
 from pinnace.errors import CheckFailed
@@ -187,30 +187,32 @@ TOKEN_RATES: Final[Mapping[str, PerBlock]] = MappingProxyType(
 )
 
 
-def _work(point: PointPlan, cost: Any, blocks: Sequence[Block]) -> Work | None:
+def _work(point: PointPlan, cost: Any, blocks: Sequence[Block]) -> QueryWork | None:
     if cost is None:
         return None
     if point.job["kind"] == PROMPT:
         prompt, output = point.prompt or 0, point.output_tokens or 0
         cached = cost.token_bytes * (prompt + output / 2)
-        return Work(point.batch * cost.flops(prompt), cost.weight_bytes + point.batch * cached, point.batch * prompt)
+        return QueryWork(
+            point.batch * cost.flops(prompt), cost.weight_bytes + point.batch * cached, point.batch * prompt
+        )
     if point.job["kind"] == IDS:
         length = point.length or 0
-        return Work(point.batch * cost.flops(length), cost.weight_bytes, point.batch * length)
+        return QueryWork(point.batch * cost.flops(length), cost.weight_bytes, point.batch * length)
     queries = sum(len(block["latency"]) for block in blocks)
     if not queries:
         return None
     # Texts of unlike length: as if all had the mean one, which leaves out a little of attention's square.
     texts = sum(block["texts"] for block in blocks) / queries
     tokens = sum(block["tokens"] for block in blocks) / queries
-    return Work(texts * cost.flops(round(tokens / texts)), cost.weight_bytes, round(tokens))
+    return QueryWork(texts * cost.flops(round(tokens / texts)), cost.weight_bytes, round(tokens))
 
 
 def _shares(
     candidate: CandidatePlan,
     point: PointPlan,
     blocks: Sequence[Block],
-    work: Work | None,
+    work: QueryWork | None,
     raw: Raw,
     settings: Settings,
 ) -> dict[str, Measure]:

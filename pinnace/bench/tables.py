@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Final
 
-from pinnace.bench.judge import Row
 from pinnace.bench.measures import MEASURES, RUN, START
-from pinnace.bench.results import Candidate, Measure, Result
+from pinnace.bench.results import Accuracy, Candidate, Measure, Result
+from pinnace.bench.verdicts import Row
 from pinnace.units import in_unit
 
 CSV_COLUMNS: Final = (
@@ -17,6 +17,9 @@ CSV_COLUMNS: Final = (
     "output_tokens", "concurrency", "measure", "unit", "value", "low", "high", "blocks", "absent",
 )  # fmt: skip
 _NONE: Final = "–"
+_NOWHERE: Final = ("",) * 6  # the places of the sweep that a measure of the whole candidate lacks
+_SHARE: Final = "share"
+_ACCURACY_HEADS: Final = ("rows", "cosine", "top-1")
 Table = tuple[list[str], list[list[str]]]
 
 
@@ -42,7 +45,9 @@ def render_csv(result: Result) -> str:
     for candidate in result.candidates:
         who = (candidate.name, candidate.program, candidate.model, candidate.precision, candidate.device)
         for name, measure in candidate.measures.items():
-            writer.writerow([*who, candidate.threads, "", "", "", "", "", "", *_csv_measure(name, measure)])
+            writer.writerow([*who, candidate.threads, *_NOWHERE, *_csv_measure(name, measure)])
+        for line in _csv_accuracy(candidate.accuracy):
+            writer.writerow([*who, candidate.threads, *_NOWHERE, *line])
         for point in result.points:
             if point.candidate == candidate.name:
                 for name, measure in point.measures.items():
@@ -106,11 +111,16 @@ def _of_candidates(candidates: Sequence[Candidate]) -> Table:
     rows = []
     for candidate in candidates:
         found = candidate.accuracy
-        numbers = [] if found is None else [found.cosine_mean, found.top1, found.value]
-        words = [_NONE if n is None else f"{n:.5f}" for n in numbers] or [_NONE] * 3
+        words = [_NONE] * 4 if found is None else _accuracy_words(found)
         rows.append([candidate.name, *(_shown(name, candidate.measures.get(name)) for name in names), *words])
     metric = next((c.accuracy.metric for c in candidates if c.accuracy and c.accuracy.metric), "metric")
-    return ["", *(START[name].title for name in names), "cosine", "top-1", metric], rows
+    return ["", *(START[name].title for name in names), *_ACCURACY_HEADS, metric], rows
+
+
+def _accuracy_words(found: Accuracy) -> list[str]:
+    cosine, value = (_NONE if n is None else f"{n:.5f}" for n in (found.cosine_mean, found.value))
+    top1 = _NONE if found.shown_top1 is None else in_unit(found.shown_top1, "")
+    return [f"{found.rows:,}" if found.rows else _NONE, cosine, top1, value]
 
 
 def _shown(name: str, measure: Measure | None) -> str:
@@ -138,7 +148,8 @@ def _notes(result: Result) -> list[str]:
         if candidate.missing
     ]
     checks = [f"{'ok' if good else 'DIFFERS'}: {what}" for what, good in result.checks.items()]
-    lines = [*missing, *checks, *sorted(absent.values())]
+    few = {f"no top-1: {one.accuracy.no_top1}" for one in result.candidates if one.accuracy and one.accuracy.no_top1}
+    lines = [*missing, *checks, *sorted([*absent.values(), *few])]
     return ["\n".join(lines)] if lines else []
 
 
@@ -160,4 +171,19 @@ def _piped(table: Table) -> str:
 
 def _csv_measure(name: str, measure: Measure) -> list[object]:
     blocks = " ".join(repr(value) for value in measure.blocks)
-    return [name, MEASURES[name].unit, measure.value, measure.low, measure.high, blocks, measure.absent]
+    return [name, MEASURES[name].unit or _SHARE, measure.value, measure.low, measure.high, blocks, measure.absent]
+
+
+def _csv_accuracy(found: Accuracy | None) -> list[list[object]]:
+    """Lines of what the outputs and the task's metric say, where they say it."""
+    if found is None:
+        return []
+    lines: list[list[object]] = []
+    if found.cosine_min is not None:
+        lines.append(["cosine_min", "cosine", found.cosine_min, None, None, "", ""])
+    if found.top1 is not None:
+        lines.append(["top1", _SHARE, found.shown_top1, None, None, "", found.no_top1])
+    if found.metric:
+        why = "" if found.value is not None else "the variant gave NaN or infinity"
+        lines.append([f"metric_{found.metric}", _SHARE, found.value, None, None, "", why])
+    return lines

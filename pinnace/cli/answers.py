@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, Final
 
-from pinnace.errors import MachineError, UsageError
+from pinnace.errors import InputError, MachineError, UsageError
 from pinnace.json_text import to_json
 
 _SUFFIX: Final = ".partial"
@@ -46,6 +46,7 @@ class AnswersFile:
         Raises:
             UsageError: the folder cannot be written.
             MachineError: the disk is full, or another process writes these answers.
+            InputError: that of the block; where answers are kept, it says so.
         """
         try:
             # Read too, for the lines are counted; never through a link that someone else has laid.
@@ -59,7 +60,10 @@ class AnswersFile:
                 size, self.done = whole_lines(file.fileno()) if self._resume else (0, 0)
                 file.truncate(size)
                 file.seek(size)
-                yield file
+                try:
+                    yield file
+                except InputError as error:
+                    raise self._with_kept(error, file) from None
                 file.flush()
                 os.fsync(file.fileno())
                 self._partial.replace(self._target)
@@ -87,6 +91,18 @@ class AnswersFile:
                 with contextlib.suppress(OSError), path.open("rb") as file:
                     if _locked(file):
                         path.unlink()
+
+    def _with_kept(self, error: InputError, file: IO[str]) -> InputError:
+        """The error of a bad line; where the answers to those before it are kept, with how to go on."""
+        file.flush()
+        count = whole_lines(file.fileno())[1]
+        if not self._resume or not count:
+            return error
+        # `input_facts` tells a new file under the old name from this one.
+        return InputError(
+            f"{error}\n  {count:,} answers are kept in {self._partial}. Mend the line in place (a new file under the "
+            "same name, as sed -i makes, is another input) and run again with --resume"
+        )
 
     def _kept(self) -> str:
         return "--resume goes on from what is there" if self._resume else "nothing was changed"

@@ -22,9 +22,9 @@ from pinnace.errors import MissingExtra, UsageError, unknown_word
 from pinnace.forms import FORMS
 
 if TYPE_CHECKING:
-    from pinnace.bench.judge import Row
     from pinnace.bench.request import Request
     from pinnace.bench.results import Result
+    from pinnace.bench.verdicts import Row
 
 MIXED_TEXTS: Final = 300
 
@@ -191,9 +191,9 @@ def _write(result: Result, arguments: SimpleNamespace, console: Console) -> None
 def compare(arguments: SimpleNamespace, console: Console) -> int:
     """Compare two results; the exit code is 1 where the second is worse by more than is allowed."""
     from pinnace.bench.alike import differences
-    from pinnace.bench.judge import judge
     from pinnace.bench.results import Result
     from pinnace.bench.tables import render_rows
+    from pinnace.bench.verdicts import judge
 
     before, after = Result.read(arguments.before), Result.read(arguments.after)
     unlike = differences(before, after)
@@ -238,10 +238,9 @@ def _named(row: Row) -> str:
 
 
 def _remedy(row: Row) -> str:
-    from pinnace.bench.judge import FEWEST_ROUNDS, FEWEST_STARTS
-    from pinnace.bench.measures import START
+    from pinnace.bench.verdicts import FEWEST_ROUNDS, FEWEST_STARTS, once_a_start
 
-    if row.measure in START or row.measure == "highest_rate":  # each fresh process gives one value of these
-        return f"measure with --starts {FEWEST_ROUNDS} or more"
+    if once_a_start(row.measure):  # and a run has no more starts than rounds
+        return f"measure with --starts {FEWEST_ROUNDS} --rounds {FEWEST_ROUNDS} or more"
     flag = f"--starts {FEWEST_STARTS}" if "start" in row.verdict else f"--rounds {FEWEST_ROUNDS}"
     return f"measure with {flag} or more"

@@ -38,6 +38,17 @@ def as_counts(flag: str, value: str) -> Any:
     return tuple(dict.fromkeys(map(int, words)))
 
 
+def as_seed(flag: str, value: str) -> Any:
+    """Read a whole number of at least 0.
+
+    Raises:
+        UsageError: it is not one.
+    """
+    if not re.fullmatch(r"\d{1,9}", value, re.ASCII):
+        raise UsageError(f"{flag} is {value!r}; expected a whole number of at least 0")
+    return int(value)
+
+
 def as_lengths(flag: str, value: str) -> Any:
     """Read ``32,128`` or ``mixed``.
 
@@ -48,15 +59,21 @@ def as_lengths(flag: str, value: str) -> Any:
 
 
 def as_seconds(flag: str, value: str) -> Any:
-    """Read ``100ms`` or ``0.5s``.
+    """Read ``100ms`` or ``0.5s``; a number without a unit counts seconds.
 
     Raises:
         UsageError: it has another form, or is not above zero.
     """
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s)", value, re.ASCII)
-    if match is None or float(match[1]) <= 0:
-        raise UsageError(f"{flag} is {value!r}; expected a time with its unit, such as 100ms or 0.5s")
-    return float(match[1]) * _UNITS[match[2]]
+    return _time(flag, value, "s", "a time such as 100ms or 0.5s; a bare number counts seconds")
+
+
+def as_time(flag: str, value: str) -> Any:
+    """Read ``100ms`` or ``0.5s``; the unit is needed.
+
+    Raises:
+        UsageError: it has another form, or is not above zero.
+    """
+    return _time(flag, value, "", "a time with its unit, such as 100ms or 0.5s")
 
 
 def as_percentile(flag: str, value: str) -> Any:
@@ -84,6 +101,14 @@ def as_pairs(flag: str, value: str) -> Any:
     if not pairs or not all(name and equals and path for name, equals, path in pairs):
         raise UsageError(f"{flag} is {value!r}; expected NAME=PATH, such as transformers=peers/bin/python")
     return {name: _placed(path) for name, _, path in pairs}
+
+
+def _time(flag: str, value: str, unit: str, expected: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(us|ms|s)?", value, re.ASCII)
+    scale = _UNITS.get(match[2] or unit) if match else None
+    if match is None or scale is None or float(match[1]) <= 0:
+        raise UsageError(f"{flag} is {value!r}; expected {expected}")
+    return float(match[1]) * scale
 
 
 def _words(value: str) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ import shlex
 from types import SimpleNamespace
 
 from pinnace.cli.output import Console
+from pinnace.errors import MachineError
 from pinnace.forms import FORMS
 
 
@@ -48,5 +49,9 @@ def verify(arguments: SimpleNamespace, console: Console) -> int:
     else:
         failed = [check.name for check in report.checks if not check.ok]
         console.error(f"{arguments.bundle} failed {len(failed)} of {len(report.checks)} checks: {', '.join(failed)}")
-        console.next("pinnace export MODEL --task TASK", "make the bundle again, or copy it whole")
+        codes = {check.exit_code for check in report.checks if not check.ok}
+        if codes != {MachineError.exit_code}:
+            console.next("pinnace export MODEL --task TASK", "make the bundle again, or copy it whole")
+        if MachineError.exit_code in codes:
+            console.next("pinnace doctor", "see what this machine lacks")
     return report.exit_code

@@ -6,7 +6,16 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
-from pinnace.cli.bench_flags import as_counts, as_lengths, as_pairs, as_percentile, as_seconds, as_words
+from pinnace.cli.bench_flags import (
+    as_counts,
+    as_lengths,
+    as_pairs,
+    as_percentile,
+    as_seconds,
+    as_seed,
+    as_time,
+    as_words,
+)
 from pinnace.cli.flags import Command, Flag, Positional, as_count, as_number, as_path, as_port, as_share, as_sizes
 from pinnace.cli.inputs import LINES
 from pinnace.spec import AUTO, GRAPH_NAMES, PRECISIONS, TARGETS
@@ -105,10 +114,11 @@ _ROWS: Final = (
         (_BUNDLE, Positional("TEXT", "the text, question, query or prompt; - reads lines", required=False)),
         (
             Flag("task", "another task that the same head serves; by default the bundle's own", "TASK"),
-            Flag("input", "one input a line: JSON (a string or an object of fields) or text; - is standard input",
-                 "FILE", "i", convert=as_path),
+            Flag("input", "one input a line: JSON (a string, an object of fields, a list of messages) or text; - is "
+                 "standard input", "FILE", "i", convert=as_path),
             Flag("output", "write the answers here, whole or not at all", "FILE", "o", convert=as_path),
-            Flag("resume", "go on behind the answers that an interrupted run of the same command has written"),
+            Flag("resume", "go on behind the answers of an interrupted run of the same command; given to the first run "
+                 "too, it keeps them where a line is bad"),
             Flag("lines", "what lines are; auto goes by the file's ending, else by the first line", choices=LINES),
             Flag("question", "the question, in place of TEXT", "TEXT"),
             Flag("context", "the text that holds the answer", "TEXT"),
@@ -207,14 +217,14 @@ _ROWS: Final = (
             Flag("input", "inputs of your own, one a line, as pinnace run takes them", "FILE", "i", convert=as_path),
             Flag("data", "labelled examples, as quantize takes them: the task's metric beside speed", "FILE",
                  convert=as_path),
-            Flag("latency-bound", "of the server scenario: the time that answers must keep", "TIME",
-                 convert=as_seconds),
+            Flag("latency-bound", "of the server scenario: the time that answers must keep, such as 100ms", "TIME",
+                 convert=as_time),
             Flag("percentile", "share of the answers that must keep it; 99% by default", "SHARE",
                  convert=as_percentile),
             Flag("rounds", "rounds in which all take turns; 20 by default", "N", convert=as_count),
             Flag("starts", "fresh processes of each; 5 by default", "N", convert=as_count),
             Flag("round-seconds", "time of each in a round; 0.5s by default", "TIME", convert=as_seconds),
-            Flag("seed", "of inputs and arrivals; 0 by default", "N", convert=as_count),
+            Flag("seed", "of inputs and arrivals; 0 by default", "N", convert=as_seed),
             Flag("against", "another bundle, measured in the same rounds and compared", "BUNDLE", convert=as_path),
             Flag("fail-above", "with --against: exit with 1 where it is worse by more", "SHARE", convert=as_share),
             Flag("peers", "other programs with the Python of their environment: transformers=PYTHON,...",

@@ -283,6 +283,8 @@ def _parser(command: Command) -> _Parser:
 def _known_words(command: Command, rest: Sequence[str]) -> list[str]:
     known = [f"--{flag.name}" for flag in command.all_flags] + [f"-{f.short}" for f in command.all_flags if f.short]
     for word in rest:
+        if word in ("--version", "-V"):
+            raise UsageError(f"{word} stands before the command, not with one: pinnace --version")
         if word.startswith("-") and word != "-":
             error = unknown_word(f"flag of {command.name}", word.partition("=")[0], known)
             raise UsageError(f"{error}\n  a text that begins with a dash goes after --")

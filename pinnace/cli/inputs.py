@@ -40,23 +40,28 @@ def flag_of(field: str) -> str:
     return _FLAG_OF_FIELD.get(field, field.replace("_", "-"))
 
 
-def one_input(task: str, text: str | None, given: Mapping[str, Any]) -> Item | None:
+def one_input(task: str, text: str | None, given: Mapping[str, Any], *, lines: bool = False) -> Item | None:
     """Make an input of TEXT and flags.
 
     Args:
         task: the task's full name.
         text: TEXT, None where it was not given.
         given: field -> what its flag said, None where it was not given.
+        lines: whether lines of inputs are given too.
 
     Returns:
         the input; None where neither TEXT nor a field was given.
 
     Raises:
-        UsageError: a flag that the task does not take, or one that it needs and that is not there.
+        UsageError: a flag that the task does not take, or one that it needs and that is not there; an empty text; an
+            input beside lines.
     """
     form = FORMS[task]
     fields = {field: value for field, value in given.items() if value is not None}
     _refuse_foreign(task, form, fields)
+    if lines and (text is not None or set(fields) - {form.option}):
+        raise UsageError("both one input (TEXT or flags) and lines (--input) are given; give one of them")
+    _refuse_empty({"TEXT": text, **{f"--{flag_of(field)}": value for field, value in fields.items()}})
     if text is not None:
         if form.text in fields:
             raise UsageError(f"the {form.text} is given twice, as TEXT and as --{flag_of(form.text)}; give one of them")
@@ -118,6 +123,7 @@ def items_of_lines(task: str, source: str, lines: str, shared: Mapping[str, Any]
     kind = lines if lines != "auto" else _FORMAT_OF_SUFFIX.get(Path(source).suffix.lower(), "")
     with _opened(source) as file:
         number = end = 0
+        first = True
         while raw := file.readline(MAX_LINE_BYTES + 1):
             number += 1
             end += len(raw)
@@ -128,11 +134,16 @@ def items_of_lines(task: str, source: str, lines: str, shared: Mapping[str, Any]
             if not line.strip():
                 continue
             kind = kind or ("json" if _is_json(line) else "text")
+            if first and kind == "json" and _begins_list(task, line):
+                raise InputError(_one_a_line(form, place))
+            first = False
             value = line if kind == "text" else _parsed(line, place)
             yield dataclasses.replace(_line_item(task, form, value, shared, place), end=end)
 
 
 def _line_item(task: str, form: Form, value: Any, shared: Mapping[str, Any], place: str) -> Item:
+    if isinstance(value, list) and not _is_conversation(task, value):
+        raise InputError(f"{place} is a list, expected one input; give each item a line of its own")
     fields = value if isinstance(value, dict) else {form.text: value}
     for name in fields:
         if name not in form.fields:
@@ -147,6 +158,13 @@ def _item(form: Form, fields: Mapping[str, Any], shared: Mapping[str, Any], plac
     inputs = {name: value for name, value in fields.items() if name != form.option}
     alone = len(inputs) == 1
     return Item(inputs[form.text] if alone else inputs, {**shared, **own}, place)
+
+
+def _refuse_empty(said: Mapping[str, Any]) -> None:
+    """Refuse an empty text, which is what an unset variable of a shell leaves."""
+    for name, value in said.items():
+        if "" in (value if isinstance(value, list) else [value]):
+            raise UsageError(f"{name} is empty; expected a text. If an empty one is meant, give it in a line of JSON")
 
 
 def _refuse_foreign(task: str, form: Form, fields: Mapping[str, Any]) -> None:
@@ -196,10 +214,43 @@ def _decoded(raw: bytes, place: str) -> str:
 
 
 def _is_json(line: str) -> bool:
+    """Whether a first line is JSON that can only be meant as such: a number or a word in brackets may be a text."""
     try:
-        return isinstance(json.loads(line), str | dict)
+        value = json.loads(line)
+    except (ValueError, RecursionError):
+        return line.strip() == "["  # a list goes on in the next lines
+    return isinstance(value, str | dict) or _is_messages(value)
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
+
+
+def _is_conversation(task: str, value: Any) -> bool:
+    return task == "text-generation" and _is_messages(value)
+
+
+def _begins_list(task: str, line: str) -> bool:
+    """Whether a first line is a JSON list of inputs, or the beginning of one over many lines."""
+    if not line.lstrip().startswith("["):
+        return False
+    try:
+        return not _is_conversation(task, json.loads(line))
+    except json.JSONDecodeError as error:
+        return error.pos >= len(line.rstrip()) - 1  # the line is right as far as it goes
     except (ValueError, RecursionError):
         return False
+
+
+def _one_a_line(form: Form, place: str) -> str:
+    """The message for a list of inputs; its remedy leaves out what else an example for quantize has."""
+    fields = ", ".join(f'"{name}"' for name in (form.text, *form.required))
+    item = f"{{name: one[name] for name in ({fields})}}" if form.required else "one"
+    return (
+        f"{place} begins a JSON list, expected one whole input a line. This writes the items of a list so:\n"
+        f"  python -c 'import json, sys; [print(json.dumps({item})) for one in json.load(sys.stdin)]' "
+        "< LIST.json > LINES.jsonl\n  For plain texts, give --lines text"
+    )
 
 
 def _parsed(line: str, place: str) -> Any:
@@ -207,4 +258,4 @@ def _parsed(line: str, place: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{place} is not JSON: {reason}. For plain texts, give --lines text") from None
+        raise InputError(f"{place} is not JSON: {reason}. Mend it; for plain texts, give --lines text") from None

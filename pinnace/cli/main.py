@@ -113,7 +113,7 @@ def _dispatch(words: list[str], console: Console) -> int:
     # Flags that all commands share may stand before the command.
     place = next((i for i, word in enumerate(words) if not word.startswith("-")), len(words))
     before, name, rest = words[:place], words[place : place + 1], words[place + 1 :]
-    if "--version" in before:
+    if {"--version", "-V"} & {*before}:
         console.result(f"pinnace {__version__}")
         return 0
     if name == ["help"]:
@@ -123,6 +123,8 @@ def _dispatch(words: list[str], console: Console) -> int:
             raise UsageError(f"{before[0]} comes with a command, one of {', '.join(COMMANDS)}, or see pinnace --help")
         console.result(overview())
         return 0
+    if name[0] == "version":
+        raise UsageError("unknown command 'version'. Did you mean pinnace --version?")
     if name[0] not in COMMANDS:
         raise unknown_word("command", name[0], COMMANDS)
     command = COMMANDS[name[0]]
@@ -142,7 +144,7 @@ def overview() -> str:
     """The help of ``pinnace`` itself."""
     width = max(map(len, COMMANDS))
     lines = [
-        "Pinnace carries BERT checkpoints to machines without PyTorch: export, verify, run.",
+        "Pinnace carries BERT and Apertus checkpoints to machines without PyTorch: export, verify, run.",
         "",
         "usage: pinnace COMMAND [arguments] [flags]",
         "",

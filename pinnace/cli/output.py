@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 import time
@@ -83,8 +84,7 @@ class Console:
         """Say what is done now: one line that is written over on a terminal, a line of a log elsewhere."""
         if self.live and not self.verbose:
             self.clear()
-            self.err.write(self._coloured(_DIM, f"{self.seconds:5.1f} s  {text} ..."))
-            self.err.flush()
+            self._write(self._coloured(_DIM, f"{self.seconds:5.1f} s  {text} ..."))
             self._open_line = True
         else:
             self.log(f"{self.seconds:5.1f} s  {text}")
@@ -92,8 +92,7 @@ class Console:
     def clear(self) -> None:
         """Wipe the line that `stage` left open."""
         if self._open_line:
-            self.err.write("\r\x1b[K")
-            self.err.flush()
+            self._write("\r\x1b[K")
             self._open_line = False
 
     def next(self, command: str, why: str = "") -> None:
@@ -112,8 +111,18 @@ class Console:
 
     def _line(self, text: str) -> None:
         self.clear()
-        self.err.write(text + "\n")
-        self.err.flush()
+        self._write(text + "\n")
+
+    def _write(self, text: str) -> None:
+        """Write to standard error; where that cannot be, as on a full disk, the command goes on without."""
+        try:
+            self.err.write(text)
+            self.err.flush()
+        except OSError:
+            # What is still buffered must not fail at exit, which would change the exit code.
+            with contextlib.suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), self.err.fileno())
+            self.err = _nowhere()
 
     def _coloured(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self._colour else text

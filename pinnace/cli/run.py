@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import json
 import shlex
@@ -30,6 +31,8 @@ from pinnace.spec import canonical_task
 
 # Python's words are understood beside JSON's.
 _PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
+# Options of a call whose values a command line cannot write.
+_FOR_PROGRAMS: Final = ("cancellation", "shared_prefix")
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -46,12 +49,9 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     if given["candidate_labels"] is not None:
         given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
     text = None if arguments.text == "-" else arguments.text
-    single = one_input(task, text, given)
     source = arguments.input or ("-" if arguments.text == "-" else None)
-    if single is not None and source is not None:
-        raise UsageError("both one input (TEXT or flags) and lines (--input) are given; give one of them")
-    implied = single is None and source is None
-    if implied:
+    single = one_input(task, text, given, lines=source is not None)
+    if single is None and source is None:
         source = _piped(task)
     output = _chosen_output(arguments, console, single is not None)
     if output is not None and source is not None:
@@ -60,6 +60,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
         batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
     )  # fmt: skip
+    _check_options(pipe, options)
     console.detail(f"opened {pipe!r} for {task}")
     facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
     decides = {
@@ -81,9 +82,11 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         watched = console.live and (output is not None or not sys.stdout.isatty())
         return progress.watch(found) if watched else found
 
-    count = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
-    if implied and not count:
-        raise UsageError("nothing to answer: standard input is empty; give TEXT or --input FILE")
+    count, done = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
+    if not count and not done:  # no error: one of many files may well hold no input
+        name = "standard input" if source == "-" else source
+        console.warn(f"nothing to answer: {name} is empty{'' if arguments.input else '; give TEXT or --input FILE'}")
+        return 0
     console.detail(f"{count} answered in {console.seconds:.2f} s")
     _say_next(arguments, console, lines=single is None)
     return 0
@@ -108,6 +111,24 @@ def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
             raise UsageError(f"--option is {pair!r}; expected name=value, such as top_k=3")
         options[name.strip().replace("-", "_")] = _value(value)
     return options
+
+
+def _check_options(pipe: Any, options: dict[str, Any]) -> None:
+    """Check the names of options, before a file is opened for the answers.
+
+    Raises:
+        UsageError: an unknown one, or one that takes an object of a program.
+    """
+    from pinnace.runtime.generation.config import GenerationConfig
+
+    known = {field.name for field in dataclasses.fields(pipe.options_type)}
+    if "generation" in known:  # its fields are given as options of the call
+        known = known - {"generation"} | {field.name for field in dataclasses.fields(GenerationConfig)}
+    for name in options:
+        if name in known & {*_FOR_PROGRAMS}:
+            raise UsageError(f"option {name!r} takes an object of a program; leave it out on the command line")
+        if name not in known:
+            raise unknown_word(f"option of {pipe.task}", name, known - {*_FOR_PROGRAMS})
 
 
 def _value(text: str) -> Any:
@@ -159,22 +180,44 @@ Opened: TypeAlias = contextlib.AbstractContextManager[tuple[IO[str], int]]
 
 def _write(
     answers: Callable[[int], Iterator[Any]], facts: dict[str, Any], destination: Opened, console: Console
-) -> int:
-    """Write results as they come: one a line, or inside one object where ``--json`` asks for it."""
+) -> tuple[int, int]:
+    """Write results as they come: one a line, or inside one object where ``--json`` asks for it.
+
+    Returns:
+        how many were written, and how many were there already.
+    """
     count = 0
     with destination as (file, done):
         if done:
             console.log(f"{done:,} answers are there already")
         if console.json:
-            file.write(f'{console.to_json(facts)[:-1]}, "results": [')
-        for result in answers(done):
-            line = console.to_json(result)
-            file.write(f"{', ' if count else ''}{line}" if console.json else f"{line}\n")
-            count += 1
-        if console.json:
-            file.write(f'], "count": {count}, "seconds": {console.seconds:.3f}}}\n')
+            count = _write_object(answers(done), facts, file, console)
+        else:
+            for result in answers(done):
+                file.write(f"{console.to_json(result)}\n")
+                file.flush()  # so that a run which is killed keeps it
+                count += 1
         file.flush()
     console.clear()
+    return count, done
+
+
+def _write_object(results: Iterator[Any], facts: dict[str, Any], file: IO[str], console: Console) -> int:
+    """Write results as they come, inside one object; where one fails, the object is closed with the error.
+
+    Returns:
+        how many were written.
+    """
+    head, count = f'{console.to_json(facts)[:-1]}, "results": [', 0
+    try:
+        for result in results:  # the head comes with the first one, so that what fails at once leaves nothing
+            file.write(f"{', ' if count else head}{console.to_json(result)}")
+            count += 1
+    except BaseException as error:
+        if count:
+            file.write(f'], "count": {count}, "error": {console.to_json(str(error) or type(error).__name__)}}}\n')
+        raise
+    file.write(f'{"" if count else head}], "count": {count}, "seconds": {console.seconds:.3f}}}\n')
     return count
 
 

@@ -101,10 +101,8 @@ class Torch:
     def _pipeline(self) -> Any:
         options, transformers = self._options, self._transformers
         tokenizer = transformers.AutoTokenizer.from_pretrained(options["model"])
-        more = {} if options["task"] == "question-answering" else {"tokenizer": tokenizer}
         return transformers.pipeline(
-            options["task"], model=self._model, **{"tokenizer": tokenizer, **more}, device="cpu",
-            batch_size=_PIPELINE_BATCH,
+            options["task"], model=self._model, tokenizer=tokenizer, device="cpu", batch_size=_PIPELINE_BATCH
         )  # fmt: skip
 
     def _vectors(self, pipe: Any, given: Texts) -> Callable[[int], Any]:

@@ -9,7 +9,7 @@ from typing import Final
 
 from pinnace.units import scale_for
 
-Point = tuple[float, float]
+XY = tuple[float, float]
 _STEPS: Final = (1.0, 2.0, 2.5, 5.0, 10.0)
 _WANTED_TICKS: Final = 6
 
@@ -42,8 +42,8 @@ class Mark:
 
     x: float
     y: float
-    x_interval: Point | None = None
-    y_interval: Point | None = None
+    x_interval: XY | None = None
+    y_interval: XY | None = None
     label: str = ""
     detail: str = ""
 
@@ -63,7 +63,7 @@ class Guide:
     """A dashed line that is no measurement of a candidate: a limit, a bound. The label stands at its last point."""
 
     label: str
-    points: tuple[Point, ...]
+    points: tuple[XY, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,9 +118,9 @@ class Row:
     group: str = ""
     colour: int = 0
     segments: tuple[Segment, ...] = ()
-    outline: tuple[Point, ...] = ()
+    outline: tuple[XY, ...] = ()
     quantiles: tuple[tuple[float, str], ...] = ()
-    interval: Point | None = None
+    interval: XY | None = None
     detail: str = ""
 
 

@@ -9,8 +9,7 @@ from typing import Final
 from pinnace.bench.measures import LESS, MEASURES, MORE
 from pinnace.bench.plots.data import Axis, Guide, LeftOut, Mark, Plot, Row, RowsPlot, Segment, Series, XYPlot
 from pinnace.bench.plots.view import THROUGHPUT, View, comparison, interval, measure, shown, spread
-from pinnace.bench.results import Accuracy, Limit
-from pinnace.bench.results import Point as Measured
+from pinnace.bench.results import FEWEST_ROWS, Accuracy, Limit, Point
 from pinnace.units import digits, in_unit
 
 # A name on the axis, a unit, whether it is a task's own metric, and how it is read.
@@ -18,7 +17,7 @@ _Yardstick = tuple[str, str, bool, Callable[[Accuracy], float | None]]
 # What stands for accuracy where no metric does, the best first.
 _AGREEMENTS: Final[tuple[_Yardstick, ...]] = (
     ("mean cosine to the reference", "cosine", False, lambda accuracy: accuracy.cosine_mean),
-    ("same top answer as the reference", "", False, lambda accuracy: accuracy.top1),
+    ("same top answer as the reference", "", False, lambda accuracy: accuracy.shown_top1),
 )
 _ROOM: Final = 12.0  # the roofline shows this factor of intensity beside its points
 _MOST_LABELS: Final = 6
@@ -34,7 +33,10 @@ def accuracy(view: View) -> Plot | LeftOut:
     yardstick = next((one for one in _yardsticks(known.values()) if len(_heights(one, known)) > 1), None)
     if yardstick is None:
         return LeftOut(
-            key, title, "accuracy needs two candidates with comparable outputs, such as --precision fp32,int8"
+            key,
+            title,
+            "accuracy needs two candidates with comparable outputs, such as --precision fp32,int8, and of tokens or "
+            f"answers {FEWEST_ROWS} or more",
         )
     axis_title, unit, is_metric, _ = yardstick
     heights = _heights(yardstick, known)
@@ -135,7 +137,7 @@ def roofline(view: View) -> Plot | LeftOut:
     )  # fmt: skip
 
 
-def _attained(point: Measured, limit: Limit) -> list[Mark]:
+def _attained(point: Point, limit: Limit) -> list[Mark]:
     """Where a point stands under the roof: an encoder once; a generator with its prompt and with its new tokens."""
     work, found = point.work, []
     if work is None or work.bytes <= 0 or work.flops <= 0:
@@ -155,7 +157,7 @@ def _attained(point: Measured, limit: Limit) -> list[Mark]:
     ]  # fmt: skip
 
 
-def _short(point: Measured) -> str:
+def _short(point: Point) -> str:
     length = point.length or point.prompt
     return f"{point.batch}×{length}" if length else f"batch {point.batch}"
 

@@ -9,10 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pinnace.bench.measures import LESS, MEASURES, MORE
-from pinnace.bench.plots.data import Axis, Guide, LeftOut, Mark, Plot, Point, Row, RowsPlot, Series, XYPlot
+from pinnace.bench.plots.data import XY, Axis, Guide, LeftOut, Mark, Plot, Row, RowsPlot, Series, XYPlot
 from pinnace.bench.plots.view import THROUGHPUT, THROUGHPUT_OF_STREAMS, View, comparison, interval, measure
-from pinnace.bench.results import Measure, Samples
-from pinnace.bench.results import Point as Measured
+from pinnace.bench.results import Measure, Point, Samples
 from pinnace.units import digits, in_unit
 
 # Kind of sample -> what it is called, and the measure that is its median.
@@ -40,7 +39,7 @@ def distributions(view: View) -> list[Plot | LeftOut]:
     return [_distribution(view, kind, [point for point in points if _enough(point, kind)]) for kind in kinds]
 
 
-def _distribution(view: View, kind: str, points: Sequence[Measured]) -> Plot:
+def _distribution(view: View, kind: str, points: Sequence[Point]) -> Plot:
     what, median = _SAMPLES[kind]
     ends = [np.quantile(point.samples[kind].values, (0.0, 0.995)) for point in points]
     least, most = min(end[0] for end in ends), max(end[1] for end in ends)
@@ -60,11 +59,11 @@ def _title(what: str) -> str:
     return f"How steady is it? Distribution of {what}"
 
 
-def _enough(point: Measured, kind: str) -> bool:
+def _enough(point: Point, kind: str) -> bool:
     return kind in point.samples and point.samples[kind].count >= _LEAST_SAMPLES
 
 
-def _ridge(view: View, point: Measured, samples: Samples, log: bool) -> Row:
+def _ridge(view: View, point: Point, samples: Samples, log: bool) -> Row:
     wanted = [pair for pair in _QUANTILES if pair[0] < 0.99 or samples.count >= _LEAST_P99]
     values = np.asarray(samples.values)
     quantiles = tuple((float(np.quantile(values, share)), word) for share, word in wanted)
@@ -81,7 +80,7 @@ def _ridge(view: View, point: Measured, samples: Samples, log: bool) -> Row:
     )
 
 
-def outline(values: npt.NDArray[np.float64], log: bool) -> tuple[Point, ...]:
+def outline(values: npt.NDArray[np.float64], log: bool) -> tuple[XY, ...]:
     """Outline of a distribution: a kernel density, up to the 99.5 % quantile, its highest point at 1.
 
     Args:
@@ -129,12 +128,12 @@ def _by_batch(view: View) -> Plot | LeftOut:
     if max((len(one.marks) for one in series), default=0) < 2:
         return LeftOut(key, title, "one batch size was measured; give more, such as --batch 1,4,16")
     unit = MEASURES[work].unit
-    best = max((mark.x, one.name, mark) for one in series for mark in one.marks)
+    best = max(((one.name, mark) for one in series for mark in one.marks), key=lambda pair: pair[1].x)
     return XYPlot(
         key, title,
         "Each line is a candidate, each point a batch size (×N: queries at once). Further right is more work done, "
         "further down is a shorter wait. Bars are 95 % intervals.",
-        f"Most work: {best[1]}, {best[2].label}: {in_unit(best[0], unit)} at {in_unit(best[2].y, 's')} a query.",
+        f"Most work: {best[0]}, {best[1].label}: {in_unit(best[1].x, unit)} at {in_unit(best[1].y, 's')} a query.",
         Axis("throughput", unit, better=MORE, low=0.0),
         Axis("median latency", "s", log=True, better=LESS),
         tuple(series),

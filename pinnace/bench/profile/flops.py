@@ -10,9 +10,7 @@ import json
 import math
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -20,16 +18,17 @@ import numpy as np
 from pinnace.bench.profile.events import NodeTime, read_runs
 from pinnace.bench.profile.work import DecoderWork, EncoderWork, ProfiledSession
 from pinnace.runtime.bundles.bundle import Bundle
-from pinnace.runtime.bundles.onnx_graph import DTYPES
+from pinnace.runtime.bundles.onnx_graph import DTYPES, GraphModel
 from pinnace.runtime.bundles.onnx_reader import read_graph
-from pinnace.spec import CacheSpec
+from pinnace.spec import PAST, CacheSpec
 
 _LENGTHS: Final = (8, 16, 32)
 _LOOKUPS: Final = ("Gather", "GatherBlockQuantized", "GatherND", "EmbedLayerNormalization")
+_WIDTHS: Final = dict(DTYPES.values())  # name of a type -> bits
 
 
 @dataclasses.dataclass(frozen=True)
-class Cost:
+class RowCost:
     """FLOPs of a row as a polynomial of its tokens, and bytes that a run reads.
 
     Attributes:
@@ -55,8 +54,12 @@ def _multiplied(node: NodeTime) -> float:
     return 2.0 * math.prod(node.outputs[0]) * node.inputs[0][-1]
 
 
-def _attended(node: NodeTime) -> float:
-    """Scores and their weighted sum: every new token (B, T) with every token (S)."""
+def _attended(node: NodeTime, keys: float | None) -> float:
+    """Scores and their weighted sum: every new token (B, T) with the keys that it may see, or else with all (S)."""
+    if keys is not None:
+        return 4.0 * math.prod(node.outputs[0]) * keys
+    if _packed(node):
+        return _attended_packed(node)
     query, key = node.inputs[0], node.inputs[min(1, len(node.inputs) - 1)]
     if len(query) == 4:  # [B, H, T, D]
         return 4.0 * math.prod(query) * key[-2]
@@ -70,26 +73,13 @@ def _attended_packed(node: NodeTime) -> float:
     return 2.0 * B * T * node.inputs[0][-1] * 3 * width + 4.0 * B * T * T * width
 
 
-def _attended_causally(node: NodeTime) -> float:
-    """Half of the pairs: no token looks ahead, and kernels do not compute what is masked for all."""
-    B, T, width = node.inputs[0][0], node.inputs[0][1], node.outputs[0][-1]
-    return 2.0 * B * T * (T + 1) * width
-
-
-FLOPS: Final[Mapping[str, Callable[[NodeTime], float]]] = MappingProxyType(
+_PRODUCTS: Final = frozenset(
     {
-        **dict.fromkeys(
-            (
-                "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulInteger",
-                "MatMulIntegerToFloat", "QLinearMatMul", "QGemm",
-            ),
-            _multiplied,
-        ),
-        "MultiHeadAttention": _attended,
-        "Attention": lambda node: (_attended_packed if _packed(node) else _attended)(node),
-        "GroupQueryAttention": _attended_causally,
+        "MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "DynamicQuantizeMatMul", "MatMulInteger",
+        "MatMulIntegerToFloat", "QLinearMatMul", "QGemm",
     }
 )  # fmt: skip
+_ATTENTIONS: Final = frozenset({"MultiHeadAttention", "Attention", "GroupQueryAttention"})
 
 
 def _packed(node: NodeTime) -> bool:
@@ -97,13 +87,22 @@ def _packed(node: NodeTime) -> bool:
     return len(node.inputs[0]) == 3 and sum(len(shape) in (3, 4) for shape in node.inputs[:3]) == 1
 
 
-def node_flops(node: NodeTime) -> float:
-    """FLOPs of one call of a kernel; 0 for those that multiply no matrices."""
-    count = FLOPS.get(node.op_type)
-    return count(node) if count and node.inputs and node.inputs[0] else 0.0
+def node_flops(node: NodeTime, keys: float | None = None) -> float:
+    """FLOPs of one call of a kernel; 0 for those that multiply no matrices.
+
+    Args:
+        node: the call.
+        keys: in a decoder, `Call.keys` of its run. Shapes do not tell it: a kernel may be given a whole buffer of keys,
+            or the new ones alone, and a mask. None where every token sees all.
+    """
+    if not node.inputs or not node.inputs[0]:
+        return 0.0
+    if node.op_type in _ATTENTIONS:
+        return _attended(node, keys)
+    return _multiplied(node) if node.op_type in _PRODUCTS else 0.0
 
 
-def count_cost(path: str | Path, precision: str | None) -> Cost:
+def count_cost(path: str | Path, precision: str | None) -> RowCost:
     """Count what a row costs; a few short rows are run under ONNX Runtime's profiler.
 
     Raises:
@@ -118,13 +117,15 @@ def count_cost(path: str | Path, precision: str | None) -> Cost:
             EncoderWork(session, None, length) if cache is None else DecoderWork(session, 1, length, 1)
             for length in lengths
         ]
-        for work in made:
-            work.run()
+        calls = [work.run()[0] for work in made]  # of a decoder the prompts, without the steps behind them
         runs = read_runs(session.native.end_profiling())
-        runs = runs[:: len(runs) // len(made)]  # of a decoder the prompts, without the steps behind them
-    rows = [work.sizes["batch"] for work in made]
-    counts = [sum(node_flops(node) for node in run.nodes) / B for run, B in zip(runs, rows, strict=True)]
-    return Cost(_polynomial(lengths, counts), weight_bytes(bundle, precision), _cache_bytes(bundle.manifest.cache))
+        runs = runs[:: len(runs) // len(made)]
+    counts = [
+        sum(node_flops(node, call.keys) for node in run.nodes) / work.sizes["batch"]
+        for work, call, run in zip(made, calls, runs, strict=True)
+    ]
+    graph = read_graph(bundle.graph_path(precision))
+    return RowCost(_polynomial(lengths, counts), weight_bytes(graph), _cache_bytes(cache, graph))
 
 
 def _fixed_length(bundle: Bundle) -> int | None:
@@ -146,9 +147,8 @@ def _polynomial(lengths: list[int], counts: list[float]) -> tuple[float, float, 
     return max(0.0, float(constant)), float(linear), max(0.0, float(square))
 
 
-def weight_bytes(bundle: Bundle, precision: str | None) -> float:
-    """Bytes of the variant's constants, but for tables of which a run reads a few rows."""
-    graph = read_graph(bundle.graph_path(precision))
+def weight_bytes(graph: GraphModel) -> float:
+    """Bytes of a graph's constants, but for tables of which a run reads a few rows."""
     uses: dict[str, list[str]] = {}
     for node in graph.nodes():
         for name in node.inputs:
@@ -160,12 +160,16 @@ def weight_bytes(bundle: Bundle, precision: str | None) -> float:
     return total
 
 
-def _cache_bytes(cache: CacheSpec | None) -> float:
-    return 0.0 if cache is None else 2.0 * cache.layers * cache.heads * cache.head_size * 4
+def _cache_bytes(cache: CacheSpec | None, graph: GraphModel) -> float:
+    """Bytes of one token's keys and values, of the type in which the graph takes them."""
+    if cache is None:
+        return 0.0
+    dtype = next(value.dtype for value in graph.graph.inputs if value.name == f"{PAST}.0.key")
+    return 2.0 * cache.layers * cache.heads * cache.head_size * _WIDTHS[dtype] / 8
 
 
 def main(argv: list[str]) -> int:
-    """Count for the JSON ``{"model", "precision"}`` and print `Cost` as JSON."""
+    """Count for the JSON ``{"model", "precision"}`` and print `RowCost` as JSON."""
     options: dict[str, Any] = json.loads(argv[0])
     print(json.dumps(dataclasses.asdict(count_cost(options["model"], options["precision"]))))
     return 0

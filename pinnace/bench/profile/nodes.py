@@ -18,7 +18,6 @@ ATTENTION: Final = "attention"
 MLP: Final = "MLP"
 NORMS: Final = "norms and residuals"
 OTHER: Final = "other"
-PARTS: Final = (ATTENTION, MLP, NORMS, OTHER)
 
 _NORM_OPERATORS: Final = frozenset(
     {

@@ -18,7 +18,7 @@ from pinnace.bench.profile.events import NodeTime, RunTime, read_runs
 from pinnace.bench.profile.flops import node_flops
 from pinnace.bench.profile.nodes import OTHER, OUTSIDE, NodeMap
 from pinnace.bench.profile.records import AROUND, BETWEEN_NODES, NOT_LAYERS, Cost, Phase, Profile
-from pinnace.bench.profile.work import GRAPH_NAME, Call, DecoderWork, EncoderWork, ProfiledSession, Work
+from pinnace.bench.profile.work import GRAPH_NAME, Call, DecoderWork, EncoderWork, ProfiledSession, ProfiledWork
 from pinnace.errors import BundleError, MachineError, UsageError
 from pinnace.runtime.bundles import hygiene
 from pinnace.runtime.bundles.bundle import Bundle
@@ -68,7 +68,7 @@ def profile_bundle(
     bundle = Bundle.open(path)
     _check_words(bundle, length, prompt, decode_steps)
 
-    def work(session: Session) -> Work:
+    def work(session: Session) -> ProfiledWork:
         if bundle.manifest.cache is None:
             return EncoderWork(session, batch, length)
         return DecoderWork(session, batch, prompt, decode_steps)
@@ -119,13 +119,13 @@ def _open(bundle: Bundle, precision: str | None, threads: int | None, folder: Pa
         return ProfiledSession(bundle, precision, threads, folder, keep_graph=False)
 
 
-def _measure(plain: Work, profiled: Work, runs: int | None) -> tuple[list[Call], list[Call]]:
+def _measure(plain: ProfiledWork, profiled: ProfiledWork, runs: int | None) -> tuple[list[Call], list[Call]]:
     """Run both in turns; the calls of the profiled one begin with those of the warm-up, as its profile does."""
     calls: list[Call] = []
     plain_calls: list[Call] = []
     for _ in range(WARM_UPS):
         plain.run()
-        calls += [("", seconds) for _, seconds in profiled.run()]
+        calls += [call._replace(kind="") for call in profiled.run()]
     each = len(calls) // WARM_UPS
     most = runs or max(2, min(_MOST_RUNS, _MOST_EVENTS // (each * 1000)))
     start, done = time.monotonic(), 0
@@ -147,12 +147,12 @@ def _phases(
         raise MachineError(
             f"ONNX Runtime recorded {len(recorded):,} runs of {len(calls):,}: too many events. Profile fewer runs"
         )
-    wanted = dict.fromkeys(name for name, _ in plain)
+    wanted = dict.fromkeys(call.kind for call in plain)
     return tuple(
         _phase(
             name,
-            [(seconds, run) for (kind, seconds), run in zip(calls, recorded, strict=True) if kind == name],
-            [seconds for kind, seconds in plain if kind == name],
+            [(call, run) for call, run in zip(calls, recorded, strict=True) if call.kind == name],
+            [call.seconds for call in plain if call.kind == name],
             names,
             weights,
         )
@@ -162,27 +162,27 @@ def _phases(
 
 def _phase(
     name: str,
-    measured: list[tuple[float, RunTime]],
+    measured: list[tuple[Call, RunTime]],
     plain: list[float],
     names: NodeMap,
     weights: Mapping[str, float],
 ) -> Phase:
-    chosen = _middle(measured, lambda pair: pair[0])
+    chosen = _middle(measured, lambda pair: pair[0].seconds)
     cells: dict[tuple[str, str, str], list[float]] = {}
     outside: Counter[str] = Counter()
     nodes = {node.name: _cell(node, names, weights) for _, run in chosen for node in run.nodes}
     inside = 0.0
-    for _, run in chosen:
+    for call, run in chosen:
         for node in run.nodes:
-            key, flops, read = nodes[node.name]
+            key, read = nodes[node.name]
             sums = cells.setdefault(key, [0.0, 0.0, 0.0, 0.0])
-            for place, value in enumerate((1, node.seconds, flops, read)):
+            for place, value in enumerate((1, node.seconds, node_flops(node, call.keys), read)):
                 sums[place] += value
             inside += node.seconds
             if key[0] == OUTSIDE:
                 outside[node.op_type] += 1
     running = math.fsum(run.seconds for _, run in chosen)
-    whole = math.fsum(seconds for seconds, _ in chosen)
+    whole = math.fsum(call.seconds for call, _ in chosen)
     costs = [Cost(*key, *(value / len(chosen) for value in sums)) for key, sums in cells.items()]
     for layer, seconds in ((BETWEEN_NODES, running - inside), (AROUND, whole - running)):
         costs.append(Cost(layer, OTHER, layer, 0, seconds / len(chosen)))
@@ -197,12 +197,12 @@ def _phase(
     )
 
 
-def _cell(node: NodeTime, names: NodeMap, weights: Mapping[str, float]) -> tuple[tuple[str, str, str], float, float]:
-    """The layer, part and operator of a node, and the FLOPs and the bytes of weights of one call."""
+def _cell(node: NodeTime, names: NodeMap, weights: Mapping[str, float]) -> tuple[tuple[str, str, str], float]:
+    """The layer, part and operator of a node, and the bytes of weights of one call."""
     key = (names.layer(node.name), names.part(node.name, node.inputs), names.operator(node.name, node.op_type))
-    flops, made = node_flops(node), names.node(node.name)
-    read = math.fsum(weights.get(name, 0.0) for name in made.inputs) if made and flops else 0.0
-    return key, flops, read
+    made = names.node(node.name)
+    read = math.fsum(weights.get(name, 0.0) for name in made.inputs) if made and node_flops(node) else 0.0
+    return key, read
 
 
 def _middle(items: list[Any], key: Callable[[Any], float]) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import numpy as np
 
@@ -20,9 +20,23 @@ from pinnace.runtime.generation.decoder import Decoder
 RUN: Final = "run"
 PROMPT: Final = "prompt"
 STEP: Final = "step"
-Call = tuple[str, float]  # what was called, and how many seconds it took
 GRAPH_NAME: Final = "optimised.onnx"
 _SEED: Final = 7
+
+
+class Call(NamedTuple):
+    """One run of the graph.
+
+    Attributes:
+        kind: `RUN`, `PROMPT` or `STEP`.
+        seconds: how long it took.
+        keys: how many keys a new token of a decoder sees, itself among them, in the mean of the run's; None in an
+            encoder, whose tokens see all.
+    """
+
+    kind: str
+    seconds: float
+    keys: float | None
 
 
 class ProfiledSession(Session):
@@ -56,7 +70,7 @@ class ProfiledSession(Session):
         return self._traced
 
 
-class Work(Protocol):
+class ProfiledWork(Protocol):
     """Something to run again and again."""
 
     sizes: dict[str, int]
@@ -96,7 +110,7 @@ class EncoderWork:
         """Run the batch once."""
         start = time.perf_counter()
         self._session.run(self._inputs)
-        return [(RUN, time.perf_counter() - start)]
+        return [Call(RUN, time.perf_counter() - start, None)]
 
 
 class DecoderWork:
@@ -122,7 +136,7 @@ class DecoderWork:
                 f"this model takes {decoder.limit:,}"
             )
         self.sizes = {"batch": batch or 1, "prompt": prompt, "decode_steps": steps}
-        decoder.check_memory(self.sizes["batch"], prompt + steps)
+        decoder.check_memory(self.sizes["batch"], prompt + steps, prompt)
         rows = range(self.sizes["batch"])
         self._ids = np.array([random_ids(prompt + steps, decoder.input_vocabulary, _SEED + row) for row in rows])
 
@@ -134,9 +148,9 @@ class DecoderWork:
         with RunLimit() as limit:
             start = time.perf_counter()
             batch.run(self._ids[:, :prompt], prompt * ones, limit)
-            calls.append((PROMPT, time.perf_counter() - start))
+            calls.append(Call(PROMPT, time.perf_counter() - start, (prompt + 1) / 2))
             for place in range(prompt, self._ids.shape[1]):
                 start = time.perf_counter()
                 batch.step(self._ids[:, place], limit)
-                calls.append((STEP, time.perf_counter() - start))
+                calls.append(Call(STEP, time.perf_counter() - start, place + 1))
         return calls

@@ -203,8 +203,10 @@ def _agreement(one: Candidate) -> Cell:
         parts.append(f"{found.metric} {in_unit(found.value, '')}")
     if found.cosine_mean is not None:
         parts.append(f"cosine {found.cosine_mean:.5f}")
-    if found.top1 is not None:
-        parts.append(f"same top {in_unit(found.top1, '')}")
+    if found.shown_top1 is not None:
+        parts.append(f"same top {in_unit(found.shown_top1, '')} of {found.rows:,} rows")
+    if found.no_top1:
+        parts.append(found.no_top1)
     why = [f"{found.rows:,} rows against {found.reference}"] if found.reference else []
     why += [f"{found.metric} on {found.data}"] if found.data else []
     return Cell(parts[0] if parts else "", ", ".join(parts[1:]), why="; ".join(why))

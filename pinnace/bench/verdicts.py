@@ -8,7 +8,8 @@ Everything is done on logarithms of the rounds' values, so that a change is a fa
    move it.
 3. Neighbouring rounds resemble each other, and so do rounds of one process. The interval is therefore the wider of
    two: of as many fewer rounds as their correlation says, and of the starts, with one degree of freedom less than
-   there are starts. Fewer than three starts are not judged: they do not tell how much processes differ.
+   there are starts. Fewer than three starts are not judged: they do not tell how much processes differ. Nor are
+   fewer than five values: rounds, or starts where each gives one value.
 4. A change is told only where it is certainly larger than the smallest effect that matters, and the level is shared
    among all that is judged (Holm): the whole comparison, and not each line of it, errs 1 time in 20.
 """
@@ -22,7 +23,7 @@ from typing import Final
 
 import numpy as np
 
-from pinnace.bench.measures import LESS, MEASURES
+from pinnace.bench.measures import LESS, MEASURES, START
 from pinnace.bench.rate_search import PRECISION
 from pinnace.bench.results import Candidate, Measure, Point, Result
 from pinnace.bench.shifts import Shift, drawn_in, explained, shift_of_one, shift_of_two
@@ -136,9 +137,7 @@ def judge_pairs(pairs: Sequence[Pair], min_effect: float = MIN_EFFECT) -> list[R
     ]
 
 
-def pair_up(
-    first: tuple[Result, Candidate], second: tuple[Result, Candidate], min_rounds: int = FEWEST_ROUNDS
-) -> Iterator[Pair]:
+def pair_up(first: tuple[Result, Candidate], second: tuple[Result, Candidate]) -> Iterator[Pair]:
     """Bring the judged measures of two candidates together, of one result or of two."""
     (result, candidate), (later, other) = first, second
     # The same rounds are those of one run; starts are then paired too.
@@ -199,11 +198,8 @@ def _row(pair: Pair, min_effect: float) -> Row:
     if pair.measure in EXACT:
         verdict = SAME if abs(plain) <= min_effect else _words(pair.measure)[plain > 0]
         return row(plain, plain, plain, verdict, 0.0)
-    if min(pair.starts) < FEWEST_STARTS:
-        return row(plain, None, None, f"not judged: {_starts(min(pair.starts))}, needs {FEWEST_STARTS}", 1.0)
-    rounds = min(len(pair.before.blocks), len(pair.after.blocks))
-    if rounds < FEWEST_ROUNDS:
-        return row(plain, None, None, f"not judged: {rounds} rounds, needs {FEWEST_ROUNDS}", 1.0)
+    if too_few := _too_few(pair):
+        return row(plain, None, None, f"not judged: {too_few}", 1.0)
     shift = shift_of(pair, sign)
     low, high = shift.interval(LEVEL)
     chance = shift.chance(math.log1p(min_effect))
@@ -224,5 +220,20 @@ def shift_of(pair: Pair, sign: float = 1.0) -> Shift:
     return shift
 
 
-def _starts(count: int) -> str:
-    return "1 start" if count == 1 else f"{count} starts"
+def once_a_start(measure: str) -> bool:
+    """Whether each fresh process gives one value of a measure, or none."""
+    return measure in START or measure == "highest_rate"
+
+
+def _too_few(pair: Pair) -> str:
+    """What there is too little of to judge, in words; empty where there is enough."""
+    starts, values = min(pair.starts), min(len(pair.before.blocks), len(pair.after.blocks))
+    if once_a_start(pair.measure):
+        return "" if values >= FEWEST_ROUNDS else f"values of {_counted(values, 'start')}, needs {FEWEST_ROUNDS}"
+    if starts < FEWEST_STARTS:
+        return f"{_counted(starts, 'start')}, needs {FEWEST_STARTS}"
+    return "" if values >= FEWEST_ROUNDS else f"{_counted(values, 'round')}, needs {FEWEST_ROUNDS}"
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'s' * (count != 1)}"
