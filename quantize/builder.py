@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -14,12 +15,22 @@ import numpy as np
 from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError
 from pinnace.publishing import copy_file, file_facts, publishing
-from pinnace.quantize.examples.source import Examples, read_examples, split
+from pinnace.quantize.examples.random_inputs import FEEDS
+from pinnace.quantize.examples.source import Examples, mask_of, read_examples, split
 from pinnace.quantize.judging.latency import NEW_TOKENS, UNTIMED, Latency
-from pinnace.quantize.report import Entry, Report, candidate_record
-from pinnace.quantize.request import MIN_SPEEDUP, Settings, asked_schemes, check_bundle, has_tokenizer
+from pinnace.quantize.recipe import Recipe, load_graph
+from pinnace.quantize.report import Entry, Report, candidate_record, few_judged, refusal
+from pinnace.quantize.request import (
+    MIN_SPEEDUP,
+    Settings,
+    as_patterns,
+    asked_schemes,
+    check_bundle,
+    check_flags,
+    has_tokenizer,
+)
 from pinnace.quantize.resume import Kept, resuming
-from pinnace.quantize.schemes import SCHEMES, Scheme
+from pinnace.quantize.schemes import Scheme
 from pinnace.quantize.search import Attempt, satisfy
 from pinnace.quantize.workshop import Progress, Workshop
 from pinnace.runtime.bundles import speeds
@@ -45,7 +56,7 @@ def quantize(
     scheme: str | None = None,
     auto: bool = False,
     max_drop: float | None = None,
-    min_speedup: float = MIN_SPEEDUP,
+    min_speedup: float | None = None,
     data: str | Path | None = None,
     keep: Collection[str] = (),
     only: Collection[str] = (),
@@ -54,7 +65,7 @@ def quantize(
     calibration: str | None = None,
     allow_degraded: bool = False,
     judge: bool = True,
-    new_tokens: int = NEW_TOKENS,
+    new_tokens: int | None = None,
     threads: int | None = None,
     output: str | Path | None = None,
     progress: Progress | None = None,
@@ -67,10 +78,10 @@ def quantize(
         scheme: key of `SCHEMES`; None takes the precision's own.
         auto: try several schemes, measure their quality and speed here, and keep the fastest that passes.
         max_drop: largest loss of the task's metric, 0.01 for 1 %; None takes the gate of the precision.
-        min_speedup: with ``auto``, how many times as fast as fp32 a variant must be to be kept.
+        min_speedup: with ``auto``, how many times as fast as fp32 a variant must be to be kept; None takes 1.2.
         data: examples of the bundle's task; None takes texts that lie in the package.
-        keep: shell patterns of weights that stay as they are.
-        only: shell patterns of the weights that alone may change.
+        keep: shell patterns of weights that stay as they are, or one.
+        only: shell patterns of the weights that alone may change, or one.
         block: inputs that share a scale, for weights in blocks.
         full_range: weights of eight bits in integer products, which only processors with exact int8 sums may run; None
             decides by this processor.
@@ -79,7 +90,7 @@ def quantize(
         judge: compare with fp32 on data, and time both; False, together with ``allow_degraded``, writes variants of
             models that are too large to be run here.
         new_tokens: with ``auto``, for a decoder: how many tokens it writes behind a prompt of 256 in a usual request,
-            whose whole time decides.
+            whose whole time decides; None takes 128.
         threads: threads of a run; None takes what the machine grants.
         output: another folder for the bundle; None replaces it.
         progress: called with a line of text at each stage.
@@ -94,9 +105,14 @@ def quantize(
     if REFERENCE not in source.manifest.variants:
         raise UsageError(f"{source.path.name} has no {REFERENCE} variant to begin with; export the model again")
     schemes = asked_schemes(precision, scheme, auto, source.manifest, calibration)
+    check_flags(
+        schemes, auto=auto, decoder=source.manifest.cache is not None, judge=judge, allow_degraded=allow_degraded,
+        block=block, full_range=full_range, calibration=calibration, max_drop=max_drop, min_speedup=min_speedup,
+        new_tokens=new_tokens,
+    )  # fmt: skip
     settings = Settings(
-        tuple(keep), tuple(only), block, full_range, calibration, allow_degraded, threads, max_drop, min_speedup,
-        judge, new_tokens,
+        as_patterns(keep), as_patterns(only), block, full_range, calibration, allow_degraded, threads, max_drop,
+        MIN_SPEEDUP if min_speedup is None else min_speedup, judge, NEW_TOKENS if new_tokens is None else new_tokens,
     )  # fmt: skip
     report: Report | None = None
     with contextlib.suppress(_NothingBetterError), publishing(Path(output or source.path)) as scratch:
@@ -137,13 +153,14 @@ def quantize_into(
     examples: Examples | None = None
     if has_tokenizer(manifest):
         tokens = fixed_shape(manifest).tokens or manifest.limits.sequence
-        examples = read_examples(path, manifest.task, tokens=tokens)
+        mask = mask_of(source.path, manifest.task)
+        examples = read_examples(path, manifest.task, mask_token=mask, tokens=tokens)
     _copy(source, scratch)
     with resuming(source, path, dataclasses.asdict(settings), read_cpu()) as kept:
         if len(kept):
             say(f"going on with {len(kept)} results of a run that was interrupted")
-        work = _Quantization(source, scratch, examples, settings, say, kept)
-        report = work.search(list(schemes)) if auto else work.one(schemes[0])
+        work = _Quantization(source, scratch, schemes, examples, settings, say, kept)
+        report = work.search(schemes) if auto else work.one(schemes[0])
         if report.chosen is not None:
             work.finish(report.chosen, by_auto=auto)
     return report
@@ -160,21 +177,47 @@ class _Quantization:
     """One quantization under way."""
 
     def __init__(
-        self, source: Bundle, scratch: Path, examples: Examples | None, settings: Settings, say: Progress, kept: Kept
+        self,
+        source: Bundle,
+        scratch: Path,
+        schemes: Sequence[Scheme],
+        examples: Examples | None,
+        settings: Settings,
+        say: Progress,
+        kept: Kept,
     ) -> None:
         self._source, self._scratch, self._settings, self._say = source, scratch, settings, say
         self._cpu: Cpu = read_cpu()
+        exact = self._cpu.int8_dot() == "exact"
+        if settings.full_range and not exact:
+            raise UsageError(
+                f"full-range int8 weights give wrong sums on this processor ({self._cpu.name}), which adds products in "
+                "16 bits; leave --full-range out"
+            )
+        reduced = not (exact if settings.full_range is None else settings.full_range)
+        graph = load_graph(source.graph_path(REFERENCE)).graph
+        # Before fp32 is judged, which takes long: a pattern may fit nothing.
+        self._recipes: dict[str, Recipe] = {
+            scheme.name: scheme.recipe(
+                graph, reduced=reduced, block=settings.block, keep=settings.keep, only=settings.only,
+                calibration=settings.calibration,
+            )
+            for scheme in schemes
+        }  # fmt: skip
         decoder = source.manifest.cache is not None
-        few = min(CALIBRATION_TEXTS, len(examples) // 3) if decoder and examples is not None else None
+        few = min(CALIBRATION_TEXTS, max(1, len(examples) // 3)) if decoder and examples is not None else None
         calibration, judging = split(examples, calibration=few) if examples is not None else (None, None)
         judging = judging if settings.judge else None
         self._data = examples.source if examples is not None else "random tokens"
-        self._counts = (len(calibration or ()), len(judging or ()))
+        self._calibrating = len(calibration) if calibration is not None else FEEDS
+        self._judging = len(judging or ())
         self._shop = Workshop(
             source, scratch, calibration, judging,
             cpu=self._cpu, threads=settings.threads, max_drop=settings.max_drop, new_tokens=settings.new_tokens,
             say=say, kept=kept,
         )  # fmt: skip
+        if warning := few_judged(self._shop.reference):
+            warnings.warn(warning, UserWarning, stacklevel=4)
 
     def one(self, scheme: Scheme) -> Report:
         """Make one scheme's variant.
@@ -185,12 +228,12 @@ class _Quantization:
         attempt = self._attempt(scheme)
         entry = self._entry(attempt)
         if entry.miss and not self._settings.allow_degraded:
-            raise CheckFailed(_refusal(scheme, attempt))
+            raise CheckFailed(refusal(scheme, attempt))
         return self._report(
             [entry], entry, f"{scheme.name} passes its gate" if not entry.miss else "written all the same, as asked"
         )
 
-    def search(self, schemes: list[Scheme]) -> Report:
+    def search(self, schemes: Sequence[Scheme]) -> Report:
         """Try schemes and choose the fastest that passes; none where none is fast enough."""
         entries = [self._entry(self._attempt(scheme)) for scheme in schemes]
         fit = [entry for entry in entries if not entry.miss and entry.speedup >= self._settings.min_speedup]
@@ -215,7 +258,7 @@ class _Quantization:
         if GOLDEN_NAME in manifest.files and self._settings.judge:
             _write_golden(bundle, entry.precision, self._settings.threads)
         record = read_certificate(self._source)
-        described = candidate_record(entry, self._shop.gate, self._cpu, self._data, self._counts)
+        described = candidate_record(entry, self._shop.gate, self._cpu, self._data, self._counts([entry]))
         record["variants"][entry.precision] = {**described, CHOSEN_BY_AUTO: True} if by_auto else described
         (self._scratch / CERTIFICATE_NAME).write_text(json.dumps(record, indent=2, sort_keys=True) + "\n", "utf-8")
         (self._scratch / "README.md").write_text(model_card(bundle.manifest, record), "utf-8")
@@ -225,24 +268,8 @@ class _Quantization:
             speeds.remember(facts, entry.precision, self._cpu, entry.speedup)
 
     def _attempt(self, scheme: Scheme) -> Attempt:
-        settings = self._settings
-        exact = self._cpu.int8_dot() == "exact"
-        if settings.full_range and not exact:
-            raise UsageError(
-                f"full-range int8 weights give wrong sums on this processor ({self._cpu.name}), which adds products in "
-                "16 bits; leave --full-range out"
-            )
-        reduced = not (exact if settings.full_range is None else settings.full_range)
-        recipe = scheme.recipe(
-            self._shop.graph().graph,
-            reduced=reduced,
-            block=settings.block,
-            keep=settings.keep,
-            only=settings.only,
-            calibration=settings.calibration,
-        )
         self._say(f"trying {scheme.name}")
-        return satisfy(self._shop, scheme, recipe)
+        return satisfy(self._shop, scheme, self._recipes[scheme.name])
 
     def _entry(self, attempt: Attempt) -> Entry:
         candidate = attempt.candidate
@@ -256,9 +283,13 @@ class _Quantization:
         variant = self._source.variant(REFERENCE)
         return sum(self._source.manifest.files[name].bytes for name in (variant.graph, *variant.weights))
 
+    def _counts(self, entries: Sequence[Entry]) -> tuple[int, int]:
+        """Examples that calibrated any of some candidates, and those that judged."""
+        return (self._calibrating if any(entry.calibrated for entry in entries) else 0, self._judging)
+
     def _report(self, entries: list[Entry], chosen: Entry | None, why: str) -> Report:
         return Report(
-            str(self._source.path), self._source.manifest.task, self._data, self._counts,
+            str(self._source.path), self._source.manifest.task, self._data, self._counts(entries),
             self._shop.reference, self._reference_bytes(), tuple(entries), chosen, why, self._cpu,
         )  # fmt: skip
 
@@ -280,14 +311,3 @@ def _write_golden(bundle: Bundle, precision: str, threads: int | None) -> None:
         arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
         arrays |= {f"{name}/out/{key}": value for key, value in session.run(case.inputs).items()}
     np.savez(bundle.path / golden_name(precision), allow_pickle=False, **arrays)
-
-
-def _refusal(scheme: Scheme, attempt: Attempt) -> str:
-    """Why nothing was written, which weights lose most, and what to try."""
-    lines = [f"{scheme.name} misses its gate, so nothing was written: {attempt.candidate.miss}"]
-    if attempt.worst:
-        lines.append(f"  These weights lose most: {', '.join(attempt.worst)}")
-    others = [s.name for s in SCHEMES.values() if s.precision == scheme.precision and s.name != scheme.name]
-    nearer = others if scheme.precision == "int8" else [*others, "int8"]
-    lines.append(f"  Try --scheme {' or '.join(nearer)}, --keep with the names above, or --allow-degraded")
-    return "\n".join(lines)

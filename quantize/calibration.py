@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
-from pinnace.errors import InputError
+from pinnace.errors import InputError, NumericalError
 from pinnace.quantize.histogram import Histogram
 from pinnace.quantize.rounding.gptq import Hessian
 from pinnace.runtime.engine.ort import plain_session
@@ -74,10 +74,16 @@ class _Observer:
         self._count = 0
 
     def see(self, rows: Array) -> None:
-        """Take rows ``(n, K)``."""
+        """Take rows ``(n, K)``.
+
+        Raises:
+            NumericalError: a number is NaN or infinite.
+        """
         if not len(rows):
             return
         low, high, total = rows.min(0), rows.max(0), rows.sum(0, dtype=np.float64)
+        if not (np.isfinite(low).all() and np.isfinite(high).all()):  # NaN is both least and largest
+            raise NumericalError("a calibration input is NaN or infinite; the fp32 model must run cleanly on the data")
         self._low = low if self._low is None else np.minimum(self._low, low)
         self._high = high if self._high is None else np.maximum(self._high, high)
         self._sum = total if self._sum is None else self._sum + total
@@ -104,12 +110,16 @@ class _Observer:
         if self._low is None or self._high is None or self._sum is None or self._usual is None:
             raise InputError(f"the calibration data never reaches {name}; give more or longer texts")
         self._gather()
-        sample = np.concatenate(self._kept)
+        sample = spread(np.concatenate(self._kept), SAMPLE_ROWS)
         mean = self._sum / self._count
         usual = (float(self._usual[0]), float(self._usual[1]))
-        return Activations(
-            self._low, self._high, mean, self._count, sample[:SAMPLE_ROWS], self._hessian, usual, self._histogram
-        )
+        return Activations(self._low, self._high, mean, self._count, sample, self._hessian, usual, self._histogram)
+
+
+def spread(rows: Array, most: int) -> Array:
+    """At most so many of the rows, evenly spaced from the first to the last."""
+    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
+    return np.asarray(rows[places])
 
 
 def observe(
@@ -120,7 +130,6 @@ def observe(
     *,
     hessians: bool = False,
     histograms: bool = False,
-    progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, Activations]:
     """Run a graph and observe some of its values.
 
@@ -131,10 +140,10 @@ def observe(
         feeds: inputs of the graph, one mapping for each run; a cache among them is empty.
         hessians: gather the Hessian of each value too, ``4 * K * K`` bytes.
         histograms: gather the histogram of each value too.
-        progress: called with the runs done and all runs.
 
     Raises:
         InputError: no data, or a value that the data never reaches.
+        NumericalError: a value is NaN or infinite on the data.
     """
     if not feeds:
         raise InputError("there is no calibration data; give at least one text")
@@ -156,13 +165,11 @@ def observe(
         while len(outputs) > kept:
             outputs.pop()  # a deleted slice would leave its values marked as outputs
         path.unlink(missing_ok=True)
-    for done, feed in enumerate(feeds):
+    for feed in feeds:
         for part in _parts(values, names, feed):
             results = session.run([names[name] for name in part], dict(feed))
             for name, array in zip(part, results, strict=True):
                 observers[name].see(_real_rows(array, feed))
-        if progress is not None:
-            progress(done + 1, len(feeds))
     return {name: observer.result(name) for name, observer in observers.items()}
 
 

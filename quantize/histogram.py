@@ -33,7 +33,7 @@ class Histogram:
         return np.linspace(-self.limit, self.limit, 2 * HALF_BINS + 1)
 
     def add(self, numbers: Array) -> None:
-        """Count finite numbers of any shape."""
+        """Count numbers of any shape, all of them finite."""
         peak = float(np.abs(numbers).max(initial=0.0))
         if peak >= self.limit:
             self._widen(2.0 ** max(int(np.floor(np.log2(peak))) + 1 if peak else _SMALLEST, _SMALLEST))

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from pinnace.quantize.calibration import Activations
-from pinnace.quantize.int8 import stored_weight
+from pinnace.quantize.int8 import stored_weight, weight_rows
 from pinnace.quantize.projections import Group
 from pinnace.quantize.ranges import (
     Array,
@@ -21,6 +21,7 @@ from pinnace.quantize.ranges import (
     rounded_weight,
 )
 from pinnace.quantize.rounding.gptq import Hessian
+from pinnace.quantize.rounding.nearest import row_chunks
 from pinnace.quantize.thresholds import fixed_range
 
 LEAST_ROWS: int = 256  # fewer rows say little of a mean
@@ -67,13 +68,15 @@ class Observed:
         x = seen.sample if how.smooth is None else seen.sample / how.smooth
         codes = rounded_tokens(x, how.zero) if how.per_token else rounded_fixed(x, how.scale, how.zero)
         before, after = seen.sample.mean(0, dtype=np.float64), codes.mean(0, dtype=np.float64)
-        found = {}
+        found: dict[str, Array] = {}
         for member in group.members:
             if member.bias is None and how.per_token:
                 continue
-            weight = stored_weight(member)
-            rounded = rounded_weight(weight if how.smooth is None else weight * how.smooth, reduced)
-            found[member.name] = np.asarray(weight @ before - rounded @ after, np.float32)
+            weight, found[member.name] = weight_rows(member), np.empty(member.outputs, np.float32)
+            for rows in row_chunks(weight.shape):
+                part = np.asarray(weight[rows], np.float32)
+                rounded = rounded_weight(part if how.smooth is None else part * how.smooth, reduced)
+                found[member.name][rows] = part @ before - rounded @ after
         return found
 
     def hessian_of(self, group: Group) -> Hessian:

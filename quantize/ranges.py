@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from pinnace.quantize.calibration import Activations
+from pinnace.quantize.calibration import Activations, spread
 from pinnace.quantize.rounding.nearest import channel_codes
 
 Array = npt.NDArray[Any]
@@ -73,8 +73,8 @@ def plain_tokens() -> Range:
 
 def candidates(seen: Activations, weight: Array, per_token: bool, reduced: bool, smoothing: bool) -> Iterator[Range]:
     """Yield every way that is tried, with its error."""
-    rows = _some(seen.sample, TRIAL_ROWS)
-    outputs = _some(weight, TRIAL_OUTPUTS)
+    rows = spread(seen.sample, TRIAL_ROWS)
+    outputs = spread(weight, TRIAL_OUTPUTS)
     exact = rows @ outputs.T
     power = float(np.square(exact, dtype=np.float64).sum()) or 1.0
     for strength in STRENGTHS if smoothing else (0.0,):
@@ -100,20 +100,18 @@ def smoothing_factors(peak: Array, weight: Array, strength: float) -> Array | No
     if strength == 0:
         return None
     floor = max(float(peak.max()), 1e-8) * 1e-4
-    columns = np.maximum(np.abs(weight).max(0), 1e-5)
+    columns = np.maximum(np.maximum(weight.max(0), -weight.min(0)), 1e-5)  # no copy of a large weight
     factors = np.maximum(peak, floor) ** strength / columns ** (1 - strength)
     factors = factors / np.exp(np.log(factors).mean())
     return np.asarray(np.clip(factors, 1e-3, 1e3), np.float32)
 
 
 def _fixed_scales(low: float, high: float) -> Iterator[tuple[float, int]]:
+    """Scales and codes of zero: what is not covered is cut off on both sides, in proportion."""
     low, high = min(low, 0.0) * MARGIN, max(high, 0.0) * MARGIN
     for covered in COVERED:
-        width = (high - low) * covered
-        scale = max(width / LEVELS, 1e-12)
-        # The shorter side is kept whole as long as it can be: cutting it costs most and saves least.
-        below = min(-low, max(width - high * covered, -low * covered))
-        yield scale, int(np.clip(round(below / scale), 0, LEVELS))
+        scale = max((high - low) * covered / LEVELS, 1e-12)
+        yield scale, int(np.clip(round(-low * covered / scale), 0, LEVELS))
 
 
 def rounded_fixed(x: Array, scale: float, zero: int) -> Array:
@@ -139,11 +137,6 @@ def rounded_weight(weight: Array, reduced: bool) -> Array:
     """Weights ``(N, K)`` after symmetric rounding, one scale for each output."""
     codes, steps = channel_codes(weight, reduced)
     return np.asarray(codes * steps[:, None], np.float32)
-
-
-def _some(rows: Array, most: int) -> Array:
-    places = np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)
-    return np.asarray(rows[places])
 
 
 def joined(weights: Sequence[Array]) -> Array:

@@ -19,7 +19,7 @@ from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import Group, Table, find_groups, find_tables
 from pinnace.quantize.qdq import quantize_pairs
 from pinnace.quantize.rounding.rounders import rounding_for
-from pinnace.quantize.tables import StoredCodes, gather_tied, quantize_blocks, quantize_rows, split_embedding
+from pinnace.quantize.tables import StoredCodes, gather_tied, quantize_rows, split_embedding
 from pinnace.quantize.tensors import TensorPlan
 from pinnace.quantize.thresholds import METHODS, MIN_MAX, NEED_HISTOGRAMS
 from pinnace.quantize.weight_only import quantize_projection
@@ -45,8 +45,6 @@ WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
 TABLE_WAYS: Final[Mapping[str, str]] = types.MappingProxyType(
     {
         "rows8": "8 bits, one scale a row",
-        "blocks8": "8 bits in blocks",
-        "blocks4": "4 bits in blocks",
         TIED: "the codes of the projection that has the same weight",
         HALF: "half precision",
         KEEP: "as it is",
@@ -65,7 +63,6 @@ class Recipe:
         tables: table -> key of `TABLE_WAYS`.
         reduced: integer products use weights whose sums are right on every processor.
         block: inputs that share a scale, where weights are in blocks.
-        zeros: whether blocks have zero points.
         rounding: one of `ROUNDINGS`, for weights in blocks.
         smoothing: whether activations of integer products may be smoothed.
         calibration: key of `thresholds.METHODS`, for activations between QuantizeLinear and DequantizeLinear.
@@ -76,7 +73,6 @@ class Recipe:
     tables: Mapping[str, str]
     reduced: bool = True
     block: int = 32
-    zeros: bool = False
     rounding: str = "nearest"
     smoothing: bool = True
     calibration: str = MIN_MAX
@@ -183,12 +179,8 @@ def _apply_table(
     way = recipe.tables.get(table.name, KEEP)
     if way == "rows8":
         quantize_rows(emit, plan, table)
-    elif way == TIED:
-        if table.name in codes:  # else the projection stays as it is, and with it their weight
-            gather_tied(emit, plan, table, codes[table.name])
-    elif way != KEEP:
-        rounding = rounding_for(recipe, BITS[way], None)
-        quantize_blocks(emit, plan, table, BITS[way], recipe.block, rounding)
+    elif way == TIED and table.name in codes:  # else the projection stays as it is, and with it their weight
+        gather_tied(emit, plan, table, codes[table.name])
 
 
 def _halved(model: ir.Model, plan: TensorPlan, recipe: Recipe, observed: Observed) -> Applied:
@@ -237,8 +229,6 @@ def _apply_group(
         hessian = observed.hessian_of(group) if recipe.rounding == "compensated" else None
         for member in group.members:
             rounding = rounding_for(recipe, bits, hessian)
-            values = quantize_projection(
-                emit, plan, member, bits=bits, block=block, zeros=recipe.zeros, rounding=rounding
-            )
+            values = quantize_projection(emit, plan, member, bits=bits, block=block, rounding=rounding)
             codes[member.name] = StoredCodes(values, bits, block)
     return facts

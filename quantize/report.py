@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pinnace.compare import Bound, Evaluation
 from pinnace.quantize.judging.latency import Latency
 from pinnace.quantize.recipe import TIED
+from pinnace.quantize.schemes import SCHEMES, Scheme
+from pinnace.quantize.search import Attempt
 from pinnace.quantize.workshop import Candidate
 from pinnace.runtime.machine.cpu import Cpu
 from pinnace.units import in_bytes
+
+ENOUGH: Final = 50  # examples; of fewer, one more or less decides a gate of 99 %
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +53,19 @@ class Entry:
         return self.candidate.miss
 
     @property
+    def calibrated(self) -> bool:
+        """Whether calibration had a part in it."""
+        recipe = self.candidate.recipe
+        return bool(recipe.calibrated) or recipe.half
+
+    @property
     def bytes(self) -> int:
         """Bytes of its graph and weights."""
         return self.candidate.written.bytes
 
     @property
     def speedup(self) -> float:
-        """Geometric mean of its speed-ups over fp32."""
+        """How many times as fast as fp32, in one number; see `Latency.overall`."""
         return self.latency.overall
 
     def to_dict(self) -> dict[str, Any]:
@@ -66,7 +76,7 @@ class Entry:
             "precision": self.precision,
             "verdict": f"missed: {self.miss}" if self.miss else "passed",
             "bytes": self.bytes,
-            "share_of_fp32": round(self.bytes / self.reference_bytes, 4),
+            "share_of_fp32": self.bytes / self.reference_bytes,
             "metric": evaluation.metric,
             "value": _finite(evaluation.value),
             "fp32": _finite(evaluation.reference),
@@ -139,8 +149,7 @@ class Report:
         shown = [
             "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
         ]
-        judged = f"judged on {self.counts[1]} examples of {self.data}, calibrated on {self.counts[0]} others"
-        return [*shown, judged, self.why]
+        return [*shown, _uses(self.data, *self.counts), self.why]
 
 
 def relieved(candidate: Candidate) -> dict[str, str]:
@@ -160,12 +169,13 @@ def candidate_record(
     evaluation = entry.candidate.evaluation
     bounds = gate(evaluation.precision, evaluation.metric)
     facts = entry.to_dict()
+    few = few_judged(evaluation)
     # Times belong to the machine and the moment; the certificate of equal bytes should be equal.
     for name in ("milliseconds", "fp32_milliseconds", "speedup"):
         facts.pop(name)
     return {
         **facts,
-        "examples": {"source": data, "calibrating": counts[0], "judging": counts[1]},
+        "examples": {"source": data, "calibrating": counts[0], "judging": counts[1], **({"note": few} if few else {})},
         "gate": [
             {
                 key: value
@@ -178,6 +188,39 @@ def candidate_record(
         "recipe": entry.candidate.recipe.to_dict(),
         "weights": entry.candidate.written.decisions,
     }
+
+
+def few_judged(evaluation: Evaluation) -> str:
+    """Say that a gate means little where little was judged; empty where there was enough, or nothing was judged."""
+    kind = "positions" if "positions" in evaluation.details else "examples"  # of the tokens of texts, for decoders
+    count = int(evaluation.details.get("positions", evaluation.examples))
+    if not 0 < count < ENOUGH:
+        return ""
+    return f"judged on {_some(count, kind)}, of which a gate says little; give data for at least {ENOUGH}"
+
+
+def refusal(scheme: Scheme, attempt: Attempt) -> str:
+    """Why nothing was written, which weights lose most, and what to try."""
+    lines = [f"{scheme.name} misses its gate, so nothing was written: {attempt.candidate.miss}"]
+    if attempt.worst:
+        lines.append(f"  These weights lose most: {', '.join(attempt.worst)}")
+    others = [s.name for s in SCHEMES.values() if s.precision == scheme.precision and s.name != scheme.name]
+    nearer = others if scheme.precision == "int8" else [*others, "int8"]
+    lines.append(f"  Try --scheme {' or '.join(nearer)}, --keep with the names above, or --allow-degraded")
+    return "\n".join(lines)
+
+
+def _uses(data: str, calibrating: int, judging: int) -> str:
+    """What the examples did."""
+    judged = f"judged on {_some(judging, 'examples')} of {data}" if judging else "not judged"
+    if not calibrating:
+        return f"{judged}, not calibrated"
+    what = _some(calibrating, "others") if judging else f"{_some(calibrating, 'examples')} of {data}"
+    return f"{judged}, calibrated on {what}"
+
+
+def _some(count: int, kind: str) -> str:
+    return f"{count} {kind.removesuffix('s') if count == 1 else kind}"
 
 
 def _passed(entry: Entry) -> str:

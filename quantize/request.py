@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
 
 from pinnace.errors import UsageError, unknown_word
 from pinnace.quantize.judging.latency import NEW_TOKENS
+from pinnace.quantize.recipe import BITS
+from pinnace.quantize.rounding.nearest import check_layout
 from pinnace.quantize.schemes import SCHEMES, Scheme
 from pinnace.quantize.thresholds import METHODS
 from pinnace.spec import Manifest, TensorSpec, is_cached
@@ -50,6 +52,11 @@ def usual_scheme(precision: str) -> Scheme:
     return SCHEMES[DEFAULTS[precision]]
 
 
+def as_patterns(given: Collection[str]) -> tuple[str, ...]:
+    """Shell patterns; a text is one of them, not a collection of its letters."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def asked_schemes(
     precision: str | None, scheme: str | None, auto: bool, manifest: Manifest, calibration: str | None
 ) -> list[Scheme]:
@@ -79,6 +86,54 @@ def asked_schemes(
             "leave --auto out"
         )
     return found
+
+
+def check_flags(
+    schemes: Sequence[Scheme],
+    *,
+    auto: bool,
+    decoder: bool,
+    judge: bool,
+    allow_degraded: bool,
+    block: int | None,
+    full_range: bool | None,
+    calibration: str | None,
+    max_drop: float | None,
+    min_speedup: float | None,
+    new_tokens: int | None,
+) -> None:
+    """Refuse what would be ignored; the arguments are those of `builder.quantize`, None where nothing was said.
+
+    Args:
+        schemes: what will be tried.
+        decoder: whether the model writes tokens.
+
+    Raises:
+        UsageError: a word that nothing reads here, or a size of blocks that no kernel has.
+    """
+    for flag, given, users in (
+        ("--block", block is not None, [row for row in SCHEMES.values() if row.blocks]),
+        ("--full-range", bool(full_range), [row for row in SCHEMES.values() if row.integers]),
+        ("--calibration", calibration is not None, [row for row in SCHEMES.values() if row.static]),
+    ):
+        if given and not any(row in users for row in schemes):
+            names = ", ".join(row.name for row in users)
+            tried = " or ".join(row.name for row in schemes)
+            raise UsageError(f"{flag} is for the schemes {names}; leave it out for {tried}")
+    for scheme in schemes:
+        if block is not None and scheme.blocks:
+            check_layout(BITS[scheme.way], block)
+    if auto and not judge:
+        raise UsageError("--auto chooses by quality and speed, and --no-judge measures neither; leave one of them out")
+    if max_drop is not None and not judge:
+        raise UsageError("--max-drop says what judging lets pass, and --no-judge leaves judging out; drop one of them")
+    if not judge and not allow_degraded:
+        raise UsageError("--no-judge leaves it open whether a variant passes; add --allow-degraded to have it written")
+    for flag, number in (("--min-speedup", min_speedup), ("--new-tokens", new_tokens)):
+        if number is not None and not auto:
+            raise UsageError(f"{flag} is for --auto, which chooses by speed; leave it out, or add --auto")
+    if new_tokens is not None and not decoder:
+        raise UsageError("--new-tokens is for models that write tokens, and this one writes none; leave it out")
 
 
 def has_tokenizer(manifest: Manifest) -> bool:

@@ -28,8 +28,8 @@ class Scheme:
         about: what it does and what it is good for, in a line.
         way: what becomes of every projection at first, a key of `recipe.WAYS`.
         table: what becomes of every embedding table, a key of `recipe.TABLE_WAYS`.
-        relief: ways, each nearer to fp32, that the projections which lose most go where the gate is missed.
-        table_relief: the same for tables.
+        relief: ways, each nearer to fp32, that the projections which lose most go where the gate is missed; tables that
+            lose most stay as they are.
         rounding: of weights in blocks.
         smoothing: whether activations are smoothed.
         block: inputs that share a scale, where weights are in blocks.
@@ -41,7 +41,6 @@ class Scheme:
     way: str
     table: str
     relief: tuple[str, ...] = (KEEP,)
-    table_relief: tuple[str, ...] = (KEEP,)
     rounding: str = "nearest"
     smoothing: bool = True
     block: int = 32
@@ -64,16 +63,12 @@ class Scheme:
             block: inputs that share a scale, in place of the scheme's own.
             keep: shell patterns of weights that stay as they are.
             only: shell patterns of the weights that alone may change.
-            calibration: key of `thresholds.METHODS`; None takes min-max.
+            calibration: key of `thresholds.METHODS`, for a scheme of static ranges; None takes min-max.
 
         Raises:
-            UsageError: a pattern that fits nothing, patterns that leave nothing to quantize, or a method of
-                calibration where none is used.
+            UsageError: a pattern that fits nothing, or patterns that leave nothing to quantize.
         """
-        if calibration is not None and self.way not in QDQ:
-            users = ", ".join(name for name, row in SCHEMES.items() if row.way in QDQ)
-            raise UsageError(f"--calibration is for the schemes {users}; leave it out for {self.name}")
-        block = block or self.block
+        block = self.block if block is None else block
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
@@ -96,8 +91,22 @@ class Scheme:
         if self.way in (HALF, *QDQ):
             return frozenset()
         found = (p for p in find_projections(graph) if p.name in tables and p.transposed)
-        blocks = not BITS.keys().isdisjoint((self.way, *self.relief))
-        return frozenset(p.name for p in found if not blocks or shares_bytes(p.inputs, block))
+        return frozenset(p.name for p in found if not self.blocks or shares_bytes(p.inputs, block))
+
+    @property
+    def blocks(self) -> bool:
+        """Whether weights are in blocks."""
+        return self.way in BITS
+
+    @property
+    def integers(self) -> bool:
+        """Whether products are of integers, so that the range of weights matters."""
+        return self.way in ("fixed", "token", *QDQ)
+
+    @property
+    def static(self) -> bool:
+        """Whether activations have the ranges that a method of calibration finds."""
+        return self.way in QDQ
 
     @property
     def calibrates(self) -> bool:
@@ -144,15 +153,15 @@ _ROWS: Final = (
     ),
     Scheme(
         "int4", "int4", "4-bit weights in blocks, errors compensated on data; smallest, fastest for single tokens",
-        "blocks4", "rows8", _LESS_INT4, (KEEP,), "compensated", smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, "compensated", smoothing=False,
     ),
     Scheme(
         "int4-uncalibrated", "int4", "4-bit weights in blocks, half-quadratic rounding; needs no data",
-        "blocks4", "rows8", _LESS_INT4, (KEEP,), "half-quadratic", smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, "half-quadratic", smoothing=False,
     ),
     Scheme(
         "int4-nearest", "int4", "4-bit weights in blocks, rounded to nearest; the usual way, to compare with",
-        "blocks4", "rows8", _LESS_INT4, (KEEP,), smoothing=False,
+        "blocks4", "rows8", _LESS_INT4, smoothing=False,
     ),
     Scheme("fp16", "fp16", "half precision, fp32 where numbers grow too large; for GPUs", HALF, HALF, smoothing=False),
 )  # fmt: skip

@@ -50,10 +50,10 @@ def satisfy(workshop: Workshop, scheme: Scheme, recipe: Recipe) -> Attempt:
         return Attempt(best, ())
     order = tuple(workshop.effects(scheme.name, recipe, changing))
     base = recipe
-    for step in range(max(len(scheme.relief), len(scheme.table_relief))):
+    for way in scheme.relief:
 
-        def relieve(count: int, base: Recipe = base, step: int = step) -> Recipe:
-            return _relieved(base, scheme, order[:count], step)
+        def relieve(count: int, base: Recipe = base, way: str = way) -> Recipe:
+            return _relieved(base, order[:count], way)
 
         whole = make(relieve(len(order)))
         if whole.miss:
@@ -63,12 +63,10 @@ def satisfy(workshop: Workshop, scheme: Scheme, recipe: Recipe) -> Attempt:
     return Attempt(best, order[:NAMED])
 
 
-def _relieved(recipe: Recipe, scheme: Scheme, names: Sequence[str], step: int) -> Recipe:
-    """The recipe with some weights gone to the way of relief that has this place in the scheme's list."""
-    way = scheme.relief[min(step, len(scheme.relief) - 1)]
-    table_way = scheme.table_relief[min(step, len(scheme.table_relief) - 1)]
+def _relieved(recipe: Recipe, names: Sequence[str], way: str) -> Recipe:
+    """The recipe with some projections gone to a way of relief, and some tables as they are."""
     # A tied table goes where its projection goes.
-    tables = {t: table_way if t in names and old != TIED else old for t, old in recipe.tables.items()}
+    tables = {t: KEEP if t in names and old != TIED else old for t, old in recipe.tables.items()}
     return dataclasses.replace(recipe.changed(names, way), tables=tables)
 
 

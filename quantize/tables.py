@@ -1,4 +1,4 @@
-"""Embedding tables in eight or four bits: rows are gathered as codes and become numbers again one batch at a time."""
+"""Embedding tables in few bits: rows are gathered as codes and become numbers again one batch at a time."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import onnx_ir as ir
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.projections import FUSED, Table
 from pinnace.quantize.rounding.nearest import channel_codes
-from pinnace.quantize.rounding.packing import gather_operands, row_operands
-from pinnace.quantize.rounding.rounders import Rounding
+from pinnace.quantize.rounding.packing import row_operands
 from pinnace.quantize.tensors import Array, TensorPlan, rows_of
 
 EMBED: Final = "EmbedLayerNormalization"
@@ -25,8 +24,7 @@ class StoredCodes:
     """What a variant stores of a projection's weight (N, K).
 
     Attributes:
-        values: codes and scales, and zero points where there are any: of rows (N, K) and (N,), or of blocks
-            (N, blocks, bytes) and (N, blocks).
+        values: codes and scales: of rows (N, K) and (N,), or of blocks (N, blocks, bytes) and (N, blocks).
         bits: of a code.
         block: columns that share a scale, which divide K; None where a row has one.
         factors: by what the columns were multiplied before they were rounded, (K,).
@@ -82,36 +80,14 @@ def quantize_rows(emit: Emitter, plan: TensorPlan, table: Table) -> None:
     emit.replace(table.node.outputs[0], emit.op("Mul", numbers, emit.op("Gather", scales, ids)))
 
 
-def quantize_blocks(emit: Emitter, plan: TensorPlan, table: Table, bits: int, block: int, rounding: Rounding) -> None:
-    """Four or eight bits, one scale for each block of a row; ONNX Runtime's GatherBlockQuantized."""
-    rows, width = _shape(table)
-    name = f"{table.name}_blocks"
-    blocks = -(-width // block)
-
-    def make() -> Mapping[str, Array]:
-        operands = gather_operands(rounding(rows_of(table.weight)))
-        return {name: operands.data, f"{name}_scale": operands.scales}
-
-    entries = {
-        name: (ir.DataType.UINT8, (rows, -(-width * bits // 8))),
-        f"{name}_scale": (ir.DataType.FLOAT, (rows, blocks)),
-    }
-    codes, scales = plan.add(entries, make)
-    value = emit.op(
-        "GatherBlockQuantized", codes, table.node.inputs[1], scales, domain=FUSED,
-        bits=bits, block_size=block, gather_axis=0, quantize_axis=1,
-    )  # fmt: skip
-    emit.replace(table.node.outputs[0], value)
-
-
 def gather_tied(emit: Emitter, plan: TensorPlan, table: Table, stored: StoredCodes) -> None:
     """Gather rows of the codes of the projection that has the same weight, which is then stored once."""
     ids = table.node.inputs[1]
     if stored.block is not None:
-        data, *scales = stored.values
+        data, scales = stored.values
         flat = plan.constant("constant_int64_1d_0_m1", np.array([0, -1], np.int64))
         rows = emit.op(
-            "GatherBlockQuantized", emit.op("Reshape", data, flat), ids, *scales, domain=FUSED,
+            "GatherBlockQuantized", emit.op("Reshape", data, flat), ids, scales, domain=FUSED,
             bits=stored.bits, block_size=stored.block, gather_axis=0, quantize_axis=1,
         )  # fmt: skip
     else:

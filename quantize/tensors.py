@@ -121,7 +121,7 @@ class TensorPlan:
             self._graph.register_initializer(ir.Value(name=name, type=kind, shape=shape, const_value=tensor))
         return self._graph.initializers[name]
 
-    def write(self, path: Path, progress: Callable[[str], None] | None = None) -> None:
+    def write(self, path: Path) -> None:
         """Make every tensor, write the safetensors file ``path``, and bind the graph to it.
 
         Initializers that are stored in other files and still read are copied, so that the file is all a variant needs;
@@ -147,8 +147,6 @@ class TensorPlan:
                 return
             if name in maker:
                 made.clear()
-                if progress is not None:
-                    progress(name)
                 made.update(maker[name].make())
             array = made.pop(name)
             dtype, shape = planned[name]

@@ -15,13 +15,12 @@ import numpy as np
 
 from pinnace.quantize.calibration import Activations
 from pinnace.quantize.histogram import Histogram
-from pinnace.quantize.ranges import LEVELS, Array, Range
+from pinnace.quantize.ranges import LEVELS, MIDDLE, Array, Range
 
 MIN_MAX: Final = "min-max"
 TAIL: Final = 5e-5  # share of the numbers that a percentile leaves out on either side
 TRIED: Final = 96  # thresholds that entropy tries
 NARROWEST: Final = 1 / 32  # of the largest magnitude
-MIDDLE: Final = 128  # the code of zero where the range is symmetric
 Bounds = tuple[float, float]
 
 
@@ -48,8 +47,7 @@ def percentile(seen: Activations) -> Bounds:
 def entropy(seen: Activations) -> Bounds:
     """The threshold whose 8-bit distribution diverges least from what was observed (Kullback-Leibler).
 
-    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017. Zeros are left out, as is usual: they are exact at any
-    scale.
+    Source: S. Migacz, 8-bit Inference with TensorRT, GTC 2017.
     """
     low, high = min_max(seen)
     peak = max(-low, high)

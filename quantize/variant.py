@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +40,6 @@ def write_variant(
     recipe: Recipe,
     observed: Observed,
     cpu: Cpu,
-    progress: Callable[[str], None] | None = None,
 ) -> Written:
     """Quantize the bundle's fp32 graph by a recipe.
 
@@ -53,7 +51,6 @@ def write_variant(
         recipe: what becomes of each weight.
         observed: calibrated activations.
         cpu: the processor that this runs on, for the manifest.
-        progress: called with each tensor's name.
     """
     reference = bundle.variant(REFERENCE)
     applied = apply(load_graph(bundle.path / reference.graph), recipe, observed)
@@ -61,7 +58,7 @@ def write_variant(
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     weights = path.with_name(f"{path.name}_data")
-    applied.plan.write(weights, progress)
+    applied.plan.write(weights)
     ir.save(applied.model, path)
     whole = any(way in ("fixed", "token", *QDQ) for way in recipe.groups.values()) and not recipe.reduced
     variant = Variant(

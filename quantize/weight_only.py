@@ -19,9 +19,9 @@ from pinnace.quantize.tensors import Array, TensorPlan
 
 
 def quantize_projection(
-    emit: Emitter, plan: TensorPlan, projection: Projection, *, bits: int, block: int, zeros: bool, rounding: Rounding
+    emit: Emitter, plan: TensorPlan, projection: Projection, *, bits: int, block: int, rounding: Rounding
 ) -> list[ir.Value]:
-    """Replace a projection by MatMulNBits, and return the initializers that it reads: codes, scales, zero points.
+    """Replace a projection by MatMulNBits, and return the initializers that it reads: codes and scales.
 
     Args:
         emit: makes nodes before the projection.
@@ -29,7 +29,6 @@ def quantize_projection(
         projection: what to replace.
         bits: 4 or 8.
         block: inputs that share a scale.
-        zeros: whether each block has a zero point of its own.
         rounding: makes the blocks of a weight ``(N, K)``.
     """
     name = f"{projection.name}_q{bits}"
@@ -39,16 +38,11 @@ def quantize_projection(
         name: (ir.DataType.UINT8, (N, blocks, block * bits // 8)),
         f"{name}_scale": (ir.DataType.FLOAT, (N, blocks)),
     }
-    if zeros:
-        entries[f"{name}_zero"] = (ir.DataType.UINT8, (N, -(-blocks * bits // 8)))
 
     def make() -> Mapping[str, Array]:
         found = rounding(weight_rows(projection))
         operands = matmul_operands(found, ACCURACY_LEVEL)
-        made: dict[str, Array] = {name: operands.data, f"{name}_scale": operands.scales}
-        if operands.zeros is not None:
-            made[f"{name}_zero"] = operands.zeros
-        return made
+        return {name: operands.data, f"{name}_scale": operands.scales}
 
     packed = plan.add(entries, make)
     product = emit.op(

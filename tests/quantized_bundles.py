@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import functools
 import json
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 import pinnace
+from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.judging import latency
 from tests.conftest import DATA
 from tests.generation_bundles import MakeBundle
@@ -97,6 +99,14 @@ def reported(bundle: Path) -> dict[str, Any]:
     """What the report said of the only candidate of a quantized bundle."""
     found: dict[str, Any] = json.loads(bundle.with_name(f"{bundle.name}.json").read_text())
     return {**found, **found["candidates"][-1]}
+
+
+def some(examples: Examples, count: int) -> Examples:
+    """So many of the examples, evenly spread."""
+    items = (
+        tuple(examples[i * len(examples) // count] for i in range(count)) if count < len(examples) else examples.items
+    )
+    return dataclasses.replace(examples, items=items)
 
 
 def copied(bundle: Path, folder: Path) -> Path:

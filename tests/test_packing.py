@@ -13,19 +13,16 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.errors import UsageError
-from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, block_codes, channel_codes, dequantize
+from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, block_codes, channel_codes
 from pinnace.quantize.rounding.packing import (
     Operands,
-    blocks_of,
-    gather_operands,
-    integer_operands,
     matmul_operands,
     packed,
     row_operands,
     shares_bytes,
-    unpacked,
 )
 from pinnace.runtime.engine.ort import plain_session
+from tests.packed_blocks import blocks_of, dequantize, gather_operands, integer_operands, unpacked
 from tests.tiny_bundle import external
 
 Array = NDArray[Any]
@@ -70,8 +67,7 @@ def run(folder: Path, nodes: Sequence[onnx.NodeProto], feeds: Mapping[str, Array
 
 
 def tensors_of(operands: Operands) -> dict[str, Array]:
-    zeros = {} if operands.zeros is None else {"zeros": operands.zeros}
-    return {"data": operands.data, "scales": operands.scales, **zeros}
+    return {"data": operands.data, "scales": operands.scales}
 
 
 def node_of(kind: str, names: Sequence[str], output: str, operands: Operands) -> onnx.NodeProto:
@@ -104,12 +100,11 @@ def rounded_activations(x: Array, block: int) -> Array:
 
 
 @pytest.mark.parametrize("search", [False, True])  # a search leaves negative scales
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_products_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int, symmetric: bool, search: bool) -> None:
-    blocks = block_codes(weight(), bits, block, symmetric=symmetric, search=search)
-    assert not (search and symmetric) or (blocks.scales < 0).any()
+def test_products_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int, search: bool) -> None:
+    blocks = block_codes(weight(), bits, block, search=search)
+    assert not search or (blocks.scales < 0).any()
     for kind in ("random", "qk-norm"):
         x = inputs(kind)
         expected = x @ dequantize(blocks).T
@@ -122,20 +117,18 @@ def test_products_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int,
         np.testing.assert_allclose(product(tmp_path, matmul_operands(blocks), x[:1]), fast[:1], rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_rows_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int, symmetric: bool) -> None:
-    blocks = block_codes(weight(), bits, block, symmetric=symmetric, search=True)
+def test_rows_are_those_of_the_blocks(tmp_path: Path, bits: int, block: int) -> None:
+    blocks = block_codes(weight(), bits, block, search=True)
     ids = np.array([[0, 7, N - 1], [7, 7, 1]], np.int64)
     np.testing.assert_array_equal(looked_up(tmp_path, gather_operands(blocks), ids), dequantize(blocks)[ids])
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
-def test_a_tied_weight_is_stored_once(tmp_path: Path, bits: int, symmetric: bool) -> None:
+def test_a_tied_weight_is_stored_once(tmp_path: Path, bits: int) -> None:
     """Two initializers of different shapes on one range of the file: an embedding and the head that it is tied to."""
-    blocks = block_codes(weight(N, 256), bits, 64, symmetric=symmetric)
+    blocks = block_codes(weight(N, 256), bits, 64)
     rows, matrix = gather_operands(blocks), matmul_operands(blocks, 0)
     assert shares_bytes(blocks.codes.shape[1], blocks.block) and rows.data.tobytes() == matrix.data.tobytes()
     stored = tensors_of(rows)
@@ -165,17 +158,14 @@ def test_a_ragged_weight_has_two_layouts() -> None:
     assert matmul_operands(blocks).data.shape == (N, 3, 64) and gather_operands(blocks).data.shape == (N, K // 2)
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
-def test_packing_loses_nothing(bits: int, symmetric: bool) -> None:
-    blocks = block_codes(weight(), bits, 64, symmetric=symmetric)
+def test_packing_loses_nothing(bits: int) -> None:
+    blocks = block_codes(weight(), bits, 64)
     for operands in (matmul_operands(blocks), gather_operands(blocks)):
         back = blocks_of(operands, K)
         np.testing.assert_array_equal(back.codes, blocks.codes)
         np.testing.assert_array_equal(back.scales, blocks.scales)
-        assert (back.zeros is None) is symmetric
-        assert back.zeros is None or np.array_equal(back.zeros, blocks.zeros)  # type: ignore[arg-type]
-    whole = blocks.scales.nbytes + (0 if symmetric else operands.zeros.nbytes) + operands.data.nbytes  # type: ignore[union-attr]
+    whole = blocks.scales.nbytes + operands.data.nbytes
     assert whole < weight().nbytes * (bits / 32 + 0.025)
 
 

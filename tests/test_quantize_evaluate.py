@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from pinnace.compare import TASK_GATES, miss, task_gate
 from pinnace.errors import InputError, UsageError
 from pinnace.quantize.examples.example import Example
 from pinnace.quantize.examples.source import Examples, read_examples
+from pinnace.quantize.judging import metrics, task_metrics
 from pinnace.quantize.judging.evaluate import Judge, feeds
 from pinnace.quantize.judging.task_metrics import METRICS
 from pinnace.runtime.engine.session import load
@@ -21,6 +23,7 @@ from pinnace.runtime.pipelines.table import pipeline
 from pinnace.spec import TASK_ALIASES
 from tests.conftest import DATA
 from tests.generation_bundles import Opened, decoder_of, opened
+from tests.quantized_bundles import some
 
 __all__ = ["decoder_of", "opened"]
 
@@ -62,7 +65,7 @@ def test_every_task_is_judged() -> None:
 def test_without_labels_fp32_agrees_with_itself_and_a_damaged_variant_is_found_out(
     bundle_of: BundleOf, tmp_path: Path, task: str, name: str
 ) -> None:
-    examples = read_examples(None, task, limit=24 if task == "question-answering" else 80)
+    examples = some(read_examples(None, task, tokens=128), 24 if task == "question-answering" else 80)
     bundle = bundle_of(name)
     judge = Judge(bundle, examples, 1)
     same = judge.score(bundle, "fp32")
@@ -79,7 +82,7 @@ def test_without_labels_fp32_agrees_with_itself_and_a_damaged_variant_is_found_o
 
 @pytest.mark.parametrize("name", ["tiny-multilabel", "tiny-regression"])
 def test_classifiers_of_other_kinds(bundle_of: BundleOf, tmp_path: Path, name: str) -> None:
-    judge = Judge(bundle_of(name), read_examples(None, "classify", limit=80), 1)
+    judge = Judge(bundle_of(name), some(read_examples(None, "classify"), 80), 1)
     assert judge.score(bundle_of(name), "fp32").value == pytest.approx(1.0)
     worse = judge.score(damaged(bundle_of(name), tmp_path / "worse", 0.3), "fp32")
     assert worse.metric == {"tiny-multilabel": "label_f1", "tiny-regression": "correlation"}[name]
@@ -88,7 +91,7 @@ def test_classifiers_of_other_kinds(bundle_of: BundleOf, tmp_path: Path, name: s
 
 def test_the_figures_of_the_trained_question_answering(bundle_of: BundleOf, tmp_path: Path) -> None:
     bundle = bundle_of("bert-glossary-qa")
-    judge = Judge(bundle, read_examples(DATA / "qa_dev.json", "qa", limit=150), 1)
+    judge = Judge(bundle, some(read_examples(DATA / "qa_dev.json", "qa"), 150), 1)
     found = judge.score(damaged(bundle, tmp_path / "worse", 0.3), "fp32")
     assert (found.labelled, found.examples, found.reference) == (True, 150, 1.0)
     assert found.details["reference_exact_match"] == 1.0
@@ -126,7 +129,7 @@ def test_the_figure_of_the_trained_decoder(opened: Opened) -> None:
 def test_decoders_are_compared_through_the_cache_and_as_prompts(opened: Opened, tmp_path: Path, name: str) -> None:
     """The same figures from every form of graph, which are those of the distributions computed in one run."""
     bundle = opened.make(name)
-    examples = read_examples(DATA / "lm_dev.txt", "generate", limit=12)
+    examples = some(read_examples(DATA / "lm_dev.txt", "generate"), 12)
     worse = damaged(opened.make("apertus-ort"), tmp_path / "worse", 0.1)
     found = Judge(bundle, examples, 1).score(worse, "fp32")
     rows = [feed["input_ids"] for feed in feeds(bundle, examples)]
@@ -172,19 +175,19 @@ def test_a_large_vocabulary_leaves_room_for_fewer_rows(opened: Opened, monkeypat
 @pytest.mark.parametrize(("task", "name"), TASKS.items())
 def test_feeds_are_what_the_pipeline_runs(bundle_of: BundleOf, task: str, name: str) -> None:
     bundle, session = bundle_of(name), load(bundle_of(name), threads=1)
-    examples = read_examples(None, task)
-    found = list(feeds(bundle, examples, 5))
+    examples = some(read_examples(None, task), 5)
+    found = list(feeds(bundle, examples))
     assert len(found) >= 5
     for feed in found:
         assert set(feed) == {spec.name for spec in session.inputs}
         assert feed["attention_mask"].all()  # one row each, so nothing is padded
         assert feed["input_ids"].shape[0] == 1
         session.run(feed)
-    again = list(feeds(bundle, examples, 5))
+    again = list(feeds(bundle, examples))
     assert all(np.array_equal(a[n], b[n]) for a, b in zip(found, again, strict=True) for n in a)
     if task == "question-answering":
         tokenizer = pipeline(task, bundle).tokenizer
-        item = examples.take(5)[0].input
+        item = examples[0].input
         assert normal(item["question"]) in normal(tokenizer.decode(found[0]["input_ids"][0]))
 
 
@@ -193,14 +196,14 @@ def normal(text: str) -> str:
 
 
 def test_feeds_of_a_long_context_are_its_windows(bundle_of: BundleOf) -> None:
-    found = list(feeds(bundle_of("bert-glossary-qa"), read_examples(DATA / "qa_dev_long.json", "qa"), 2))
+    found = list(feeds(bundle_of("bert-glossary-qa"), some(read_examples(DATA / "qa_dev_long.json", "qa"), 2)))
     assert len(found) > 4 and {feed["input_ids"].shape[1] for feed in found[:2]} == {384}
 
 
 def test_labels_decide_where_they_are(bundle_of: BundleOf) -> None:
     bundle = bundle_of("tiny-classify")
     manifest = pipeline("classify", bundle).manifest
-    texts = [example.input for example in read_examples(None, "classify", limit=40)]
+    texts = [example.input for example in some(read_examples(None, "classify"), 40)]
     said = [row["label"] for row in pipeline("classify", bundle)(texts)]
 
     def judged(labels: list[Any]) -> float:
@@ -219,7 +222,7 @@ def test_labels_decide_where_they_are(bundle_of: BundleOf) -> None:
 
 def test_labels_of_rankings_choices_and_masks(bundle_of: BundleOf) -> None:
     ranks = pipeline("rerank", bundle_of("tiny-rerank"))
-    items = [example.input for example in read_examples(None, "rerank", limit=12)]
+    items = [example.input for example in some(read_examples(None, "rerank"), 12)]
     orders = [[row["index"] for row in result] for result in ranks(items)]
     seconds = tuple(Example(item, (order[1],)) for item, order in zip(items, orders, strict=True))
     judge = Judge(bundle_of("tiny-rerank"), Examples("text-ranking", seconds, "x"), 1)
@@ -234,30 +237,103 @@ def test_labels_of_rankings_choices_and_masks(bundle_of: BundleOf) -> None:
 
 def test_numbers_of_a_regression(bundle_of: BundleOf) -> None:
     bundle = bundle_of("tiny-regression")
-    texts = [example.input for example in read_examples(None, "classify", limit=20)]
+    texts = [example.input for example in some(read_examples(None, "classify"), 20)]
     scores = [row["score"] for row in pipeline("classify", bundle)(texts)]
     items = tuple(Example(text, 3 * score + 1) for text, score in zip(texts, scores, strict=True))
     found = Judge(bundle, Examples("text-classification", items, "x"), 1).score(bundle, "fp32")
     assert found.value == pytest.approx(1.0)
 
 
+def test_a_regression_of_another_scale_is_found_out(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its correlation is perfect."""
+    bundle = bundle_of("tiny-regression")
+    judge = Judge(bundle, some(read_examples(None, "classify"), 20), 1)
+    gate = task_gate("int8", "correlation")
+    assert miss(judge.score(bundle, "fp32"), gate) == ""
+    predict = judge._metric.predict
+    changed = dataclasses.replace(judge._metric, predict=lambda *given: 2 * predict(*given) + 3)
+    monkeypatch.setattr(judge, "_metric", changed)
+    found = judge.score(bundle, "fp32")
+    assert found.value == pytest.approx(1.0) and miss(found, gate).startswith("largest difference")
+
+
+def test_texts_without_anything_to_find_are_refused(bundle_of: BundleOf) -> None:
+    """Where neither fp32 nor a label finds anything, any variant that finds nothing would pass."""
+    ner, text = bundle_of("bert-glossary-ner"), "a"
+    for label, words in ((None, ""), ((), ", and their labels name none")):
+        examples = Examples("token-classification", (Example(text, label), Example(text, label)), "x")
+        with pytest.raises(UsageError, match=f"finds no entity in any of the 2 examples of x{words}, so that nothing"):
+            Judge(ner, examples, 1)
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_a_figure_of_fp32_that_is_no_number_is_refused(bundle_of: BundleOf) -> None:
+    huge = tuple(Example(text, label) for text, label in (("a boat", 1e308), ("a ship", 1.5e308), ("a town", 1e308)))
+    with pytest.raises(UsageError, match="the correlation of fp32 on the 3 examples of x is nan"):
+        Judge(bundle_of("tiny-regression"), Examples("text-classification", huge, "x"), 1)
+
+
 def test_what_cannot_be_judged_is_refused(bundle_of: BundleOf) -> None:
     with pytest.raises(UsageError, match="no examples from x to judge with"):
         Judge(bundle_of("tiny-classify"), Examples("text-classification", (), "x"))
     with pytest.raises(UsageError, match="is for text-classification"):
-        Judge(bundle_of("tiny-classify"), read_examples(None, "qa", limit=2))
+        Judge(bundle_of("tiny-classify"), some(read_examples(None, "qa"), 2))
     with pytest.raises(UsageError, match="unknown precision of tiny-classify 'int8'"):
-        Judge(bundle_of("tiny-classify"), read_examples(None, "classify", limit=2)).score(
+        Judge(bundle_of("tiny-classify"), some(read_examples(None, "classify"), 2)).score(
             bundle_of("tiny-classify"), "int8"
         )
     with pytest.raises(UsageError, match="10 neighbours need more than 10 examples, got 4"):
-        Judge(bundle_of("tiny-embed"), read_examples(None, "embed", limit=4))
+        Judge(bundle_of("tiny-embed"), some(read_examples(None, "embed"), 4))
     with pytest.raises(InputError, match="no text of x has two tokens"):
         Judge(bundle_of("tiny-generate"), Examples("text-generation", (Example(""),), "x"))
 
 
 def test_options_of_the_calls_can_be_said(bundle_of: BundleOf) -> None:
-    examples = read_examples(DATA / "qa_dev.json", "qa", limit=20)
+    examples = some(read_examples(DATA / "qa_dev.json", "qa"), 20)
     bundle = bundle_of("bert-glossary-qa")
     short = Judge(bundle, examples, 1, options={"max_answer_len": 1}).score(bundle, "fp32")
     assert short.value < 0.7 < Judge(bundle, examples, 1).score(bundle, "fp32").value
+
+
+def test_labels_that_fp32_cannot_meet_are_refused(bundle_of: BundleOf) -> None:
+    """A share of nothing is nothing: any variant would pass."""
+    ner = bundle_of("bert-glossary-ner")
+    examples = some(read_examples(DATA / "ner_dev.json", "ner"), 6)
+
+    def judged(rename: Callable[[str], str]) -> Judge:
+        items = [
+            dataclasses.replace(item, label=tuple((a, b, rename(name)) for a, b, name in item.label))
+            for item in examples
+        ]
+        return Judge(ner, dataclasses.replace(examples, items=tuple(items)), 1)
+
+    assert judged(str).score(ner, "fp32").value > 0.9
+    with pytest.raises(
+        InputError, match=r"'entities' of item \d+ of ner_dev.json: unknown label 'term'\.\n  known: DEF, TERM"
+    ):
+        judged(str.lower)
+    for name in ("O", "B-TERM"):  # labels of tokens, and none of an entity
+        with pytest.raises(InputError, match=f"unknown label '{name}'"):
+            judged(lambda _, name=name: name)  # type: ignore[misc]
+    two = Example("The [MASK] reached the shore.", ("two words",), place="x")
+    with pytest.raises(UsageError, match=r"fp32 gets none of the 1 labelled examples of x right \(accuracy 0\)"):
+        Judge(bundle_of("tiny-mlm"), Examples("fill-mask", (two,), "x"), 1)
+
+
+def test_a_mask_behind_the_cut_is_refused_with_its_place(bundle_of: BundleOf) -> None:
+    long = tuple(Example("a boat " * 600 + "[MASK]", place=f"line {i} of x") for i in range(1, 5))
+    with pytest.raises(InputError, match=r"line 1 of x has no mask in its first 128 tokens"):
+        Judge(bundle_of("tiny-pretraining"), Examples("pretraining", long, "x"), 1)
+
+
+def test_neighbours_are_looked_for_once_a_candidate(bundle_of: BundleOf, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle, asked = bundle_of("tiny-embed"), []
+
+    def counted(vectors: Any, k: int) -> Any:
+        asked.append(k)
+        return metrics.neighbours(vectors, k)
+
+    monkeypatch.setattr(task_metrics, "neighbours", counted)
+    judge = Judge(bundle, some(read_examples(None, "embed"), 20), 1)
+    asked.clear()
+    assert judge.score(bundle, "fp32").value == 1.0 and len(asked) == 1

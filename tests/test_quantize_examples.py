@@ -128,16 +128,11 @@ def test_forms_of_one_example(written: Written, task: str, item: Any, taken: Any
         assert (found.input, found.label) == (taken, label)
 
 
-def test_candidate_labels_come_with_an_example_or_for_all(written: Written) -> None:
-    path = written("z.jsonl", '"one"\n{"text": "two", "candidate_labels": ["a", "b"]}\n')
-    found = read_examples(path, "zero-shot", candidate_labels=["x", "y"])
-    assert [example.options for example in found] == [
-        {"candidate_labels": ["x", "y"]},
-        {"candidate_labels": ["a", "b"]},
-    ]
-    assert found[1].input == "two"
+def test_candidate_labels_come_with_an_example(written: Written) -> None:
+    found = read_examples(written("y.jsonl", '{"text": "two", "candidate_labels": ["a", "b"]}\n'), "zero-shot")
+    assert (found[0].input, found[0].options) == ("two", {"candidate_labels": ["a", "b"]})
     with pytest.raises(InputError, match=r"line 1 of z\.jsonl has no 'candidate_labels'"):
-        read_examples(path, "zero-shot")
+        read_examples(written("z.jsonl", '"one"\n'), "zero-shot")
 
 
 def test_lines_and_paragraphs(written: Written) -> None:
@@ -155,6 +150,14 @@ def test_lines_and_paragraphs(written: Written) -> None:
     ("task", "name", "content", "words"),
     [
         ("embed", "a.txt", "", "a.txt holds no example of feature-extraction; expected at least one"),
+        ("embed", "a.csv", "text,label\n", "a.csv is a table, .* write it as JSON lines"),
+        ("embed", "a.Parquet", b"PAR1\xff", "a.Parquet is a table, .* write it as JSON lines"),
+        (
+            "classify",
+            "a.txt",
+            '\n{"text": "a", "label": 1}\nb\n',
+            "a.txt begins with a JSON object, .* rename it to a.jsonl",
+        ),
         ("embed", "a.txt", b"fine\n\xff\xfe\n", "line 2 of .*a.txt is not UTF-8 text .byte 6.; convert the file"),
         ("embed", "a.jsonl", '"one"\n{"text": \n', "line 2 of a.jsonl is not JSON: .*; correct it"),
         ("embed", "a.jsonl", "[" * 100_000, "line 1 of a.jsonl is not JSON: nested too deeply"),
@@ -216,6 +219,19 @@ def test_lines_and_paragraphs(written: Written) -> None:
             [{"text": "a", "label": 1}, "b"],
             "item 1 of a.json has no 'label', and others have; expected",
         ),
+        (
+            "classify",
+            "a.jsonl",
+            '{"text": "a", "label": 1}\n{"text": "a", "label": NaN}',
+            "'label' of line 2 of a.jsonl is nan, expected a finite number",
+        ),
+        (
+            "classify",
+            "a.json",
+            '[{"text": "a", "label": [1, -Infinity]}]',
+            "'label' of item 0 .* is -inf, expected a fin",
+        ),
+        ("classify", "a.json", [{"text": "a", "label": 10**400}], "'label' of item 0 .* expected a finite number"),
         (
             "zero-shot",
             "a.json",
@@ -329,20 +345,17 @@ def test_what_cannot_be_split_is_refused() -> None:
 
     with pytest.raises(UsageError, match=r"the 3 examples of x\.txt all share a text"):
         split(examples("One", "one", " ONE "))
-    with pytest.raises(UsageError, match="expected at least 1, and at least 1 left over"):
+    with pytest.raises(UsageError, match=r"^x\.txt has 1 example, expected at least two: what calibrates never judges"):
         split(examples("one"))
+    with pytest.raises(UsageError, match="2 examples to calibrate with were asked for, of 2"):
+        split(examples("one", "two"), calibration=2)
     used, rest = split(examples("one", "one", "two", "two", "two"), calibration=1)  # no group is that small
     assert (len(used), len(rest)) == (2, 3)
 
 
-def test_a_part_is_spread_over_the_whole(written: Written) -> None:
-    path = written("a.txt", "\n".join(f"line {i}" for i in range(10)))
-    assert [e.input for e in read_examples(path, "embed", limit=3)] == ["line 0", "line 3", "line 6"]
-    assert len(read_examples(path, "embed", limit=99)) == 10
-    with pytest.raises(UsageError, match="the limit of examples is 0"):
-        read_examples(path, "embed", limit=0)
+def test_an_unknown_task_is_refused(written: Written) -> None:
     with pytest.raises(PinnaceError, match="unknown task"):
-        read_examples(path, "translate")
+        read_examples(written("a.txt", "a line\n"), "translate")
 
 
 def test_labels_belong_to_tasks() -> None:

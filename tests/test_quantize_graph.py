@@ -21,11 +21,11 @@ from pinnace.quantize.projections import find_groups, find_projections
 from pinnace.quantize.ranges import rounded_fixed, rounded_tokens
 from pinnace.quantize.recipe import KEEP, Recipe, apply, load_graph
 from pinnace.quantize.rounding.nearest import channel_codes
-from pinnace.quantize.rounding.saturation import can_saturate
 from pinnace.quantize.tensors import read_weight
 from tests.conftest import DATA
 from tests.generation_bundles import MakeBundle, decoder_of
 from tests.quantize_graphs import encoder_feed, largest_gap, observed, outputs, random_ids, rewritten
+from tests.saturating_sums import can_saturate
 from tests.test_quantize_projections import all_sizes, named
 
 __all__ = ["all_sizes", "decoder_of"]
@@ -170,18 +170,14 @@ def decoder_feed(tokens: int) -> dict[str, Any]:
     return {"input_ids": ids, "attention_mask": np.ones_like(ids), "position_ids": np.arange(tokens)[None], **past}
 
 
-def test_the_embedding_s_ways(decoder_of: MakeBundle, tmp_path: Path) -> None:
-    """Rows of a table in 8 and 4 bits: nearer with more bits, and the ids decide nothing."""
+def test_an_embedding_in_eight_bits(decoder_of: MakeBundle, tmp_path: Path) -> None:
     bundle = decoder_of("apertus-ort-all")
     feeds = [decoder_feed(30)]
     exact = outputs(bundle / "model.onnx", feeds)[0]["logits"]
-    errors = {}
-    for way in ("rows8", "blocks8", "blocks4"):
-        path, model = rewritten(bundle, tmp_path / way, KEEP, way)
-        assert all(name != "embed_tokens.weight" for name in model.graph.initializers)
-        got = outputs(path, feeds)[0]["logits"]
-        errors[way] = float(np.linalg.norm(got - exact) / np.linalg.norm(exact))
-    assert errors["blocks8"] < errors["rows8"] < errors["blocks4"] < 0.3
+    path, model = rewritten(bundle, tmp_path, KEEP, "rows8")
+    assert all(name != "embed_tokens.weight" for name in model.graph.initializers)
+    got = outputs(path, feeds)[0]["logits"]
+    assert 0 < np.linalg.norm(got - exact) / np.linalg.norm(exact) < 0.05
 
 
 def test_blocks_give_what_their_rounding_gives(decoder_of: MakeBundle, tmp_path: Path) -> None:

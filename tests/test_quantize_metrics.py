@@ -9,7 +9,7 @@ import pytest
 
 from pinnace.compare import TASK_GATES, Evaluation, miss, task_gate
 from pinnace.errors import UsageError
-from pinnace.quantize.judging import metrics
+from pinnace.quantize.judging import metrics, task_metrics
 
 
 @pytest.mark.parametrize(
@@ -58,6 +58,27 @@ def test_correlation() -> None:
         metrics.correlation([1], [1])
 
 
+def test_each_output_of_a_regression_must_correlate() -> None:
+    """Levels that differ between outputs correlate by themselves, and an output that never varies says nothing."""
+    random, levels = np.random.default_rng(0), np.array([0.0, 50.0, 100.0])
+    golds = [levels + random.standard_normal(3) for _ in range(200)]
+    noise = [levels + random.standard_normal(3) for _ in range(200)]
+    assert task_metrics._NUMBER.measure(noise, golds)[0] < 0.3
+    half = [np.append(gold[:2], other[2]) for gold, other in zip(golds, noise, strict=True)]
+    assert task_metrics._NUMBER.measure(half, golds)[0] < 0.3
+    still = [np.append(gold[:2], 7.0) for gold in golds]
+    assert task_metrics._NUMBER.measure(golds, still)[0] == pytest.approx(1.0)
+
+
+def test_a_difference_sees_scale_and_shift() -> None:
+    right = np.array([[0.0, 10.0], [2.0, -20.0], [-4.0, 5.0]])
+    assert metrics.largest_difference(right, right) == 0.0
+    assert metrics.largest_difference(2 * right, right) == 1.0
+    assert metrics.largest_difference(right + np.array([0, 5]), right) == 0.25
+    assert metrics.largest_difference(right + np.array([3, 5]), right) == 0.75  # the worse of both outputs
+    assert metrics.largest_difference(right[:, :1], np.zeros((3, 1))) == 4.0
+
+
 def test_cosines() -> None:
     a = np.array([[1, 0], [3, 4], [0, 0], [0, 0], [-2, 0]], np.float32)
     b = np.array([[0, 1], [4, 3], [0, 0], [1, 0], [1, 0]], np.float32)
@@ -70,13 +91,14 @@ def test_neighbours_leave_out_the_vector_itself() -> None:
     assert metrics.neighbours(vectors, 1).ravel().tolist() == [1, 0, 1, 4, 3]  # by angle, not by length
     moved = np.radians([0, 24, 25, 90, 100])
     other = np.stack([np.cos(moved), np.sin(moved)], 1)
-    assert metrics.neighbour_overlap(other, vectors, 1).tolist() == [1, 0, 1, 1, 1]
-    assert metrics.neighbour_overlap(other, vectors, 2).tolist() == [1, 1, 1, 1, 1]
+    for k, kept in ((1, [1, 0, 1, 1, 1]), (2, [1, 1, 1, 1, 1])):
+        assert metrics.shared(metrics.neighbours(other, k), metrics.neighbours(vectors, k)).tolist() == kept
     with pytest.raises(UsageError, match="5 neighbours need more than 5 examples, got 5"):
         metrics.neighbours(vectors, 5)
 
 
-def test_neighbours_of_many_vectors_are_those_of_brute_force() -> None:
+def test_neighbours_of_many_vectors_are_those_of_brute_force(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(metrics, "SIMILARITIES", 1024 * 1500)
     vectors = np.random.default_rng(0).standard_normal((1500, 8))  # more than one block of rows
     got = metrics.neighbours(vectors, 3)
     units = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -126,6 +148,12 @@ def evaluation(
         (evaluation("f1", 0.7812, 0.789), ""),  # 99.01 %
         (evaluation("f1", 0.7810, 0.789), "f1 0.7810, needed at least 0.7811 (99.0% of fp32's 0.7890)"),
         (evaluation("accuracy", 0.99), ""),
+        (evaluation("correlation", -0.5, -0.5, largest_difference=0.25), ""),
+        (evaluation("correlation", 1.0, largest_difference=0.26), "largest difference 0.2600, allowed at most 0.25"),
+        (
+            evaluation("correlation", -0.51, -0.5, largest_difference=0.0),
+            "correlation -0.5100, needed at least -0.5050",
+        ),
         (evaluation("accuracy", 0.99, precision="int4"), ""),
         (evaluation("entity_f1", 0.99, precision="fp16"), "entity f1 0.9900, needed at least 0.9950"),
         (evaluation("neighbour_overlap", 0.965, mean_cosine=0.9975), ""),

@@ -23,7 +23,6 @@ from pinnace.quantize.judging.metrics import cosines
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.recipe import load_graph
-from pinnace.quantize.rounding.saturation import can_saturate
 from pinnace.quantize.schemes import SCHEMES
 from pinnace.quantize.thresholds import METHODS, TAIL, fixed_range
 from pinnace.quantize.variant import write_variant
@@ -31,6 +30,8 @@ from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.ort import plain_session
 from pinnace.runtime.machine.cpu import read_cpu
 from tests.conftest import DATA
+from tests.quantized_bundles import some
+from tests.saturating_sums import can_saturate
 
 NER = "bert-glossary-ner"
 GROUPS, PROJECTIONS = 8, 12  # of two layers; the head is too narrow
@@ -48,7 +49,7 @@ def written(source: Path, folder: Path, scheme: str, method: str = "min-max") ->
     """The graph of a variant, calibrated on a few texts and not judged."""
     shutil.copytree(source, folder)
     bundle = Bundle.open(folder)
-    examples = read_examples(DATA / "ner_dev.json", bundle.manifest.task, limit=16)
+    examples = some(read_examples(DATA / "ner_dev.json", bundle.manifest.task), 16)
     model = load_graph(bundle.graph_path("fp32"))
     recipe = SCHEMES[scheme].recipe(model.graph, reduced=True, calibration=method)
     values = {group.name: group.everywhere for group in find_groups(model.graph)}
@@ -166,7 +167,7 @@ def test_a_histogram_takes_zeros_and_powers_of_two() -> None:
 
 
 def test_methods_differ_in_what_they_cut_off() -> None:
-    body = RANDOM.standard_normal(200_000)
+    body = np.random.default_rng(5).standard_normal(200_000)
     found = {name: METHODS[name](seen([*body, 60.0], (-3.0, 5.0))) for name in METHODS}
     assert found["min-max"] == pytest.approx((body.min(), 60.0), rel=1e-6)
     assert found["moving-average"] == (-3.0, 5.0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
-from pinnace.errors import InputError
-from pinnace.quantize.calibration import SAMPLE_ROWS, Activations, observe
+from pinnace.errors import InputError, NumericalError
+from pinnace.quantize.calibration import SAMPLE_ROWS, Activations, _Observer, observe
+from pinnace.quantize.histogram import Histogram
 from pinnace.quantize.observed import Observed
 from pinnace.quantize.projections import find_groups
 from pinnace.quantize.ranges import (
@@ -171,6 +173,46 @@ def test_the_sample_is_bounded_and_spread(bundle_of: BundleOf) -> None:
     found = observe(model, bundle, {NAME: group_of(model).everywhere}, feeds)[NAME]
     assert found.count == 2800 and 1000 < len(found.sample) <= SAMPLE_ROWS
     assert (found.sample >= found.low - 1e-6).all() and (found.sample <= found.high + 1e-6).all()
+
+
+@pytest.mark.parametrize("runs", [1, 384, 1500, 3000])
+def test_the_sample_reaches_from_the_first_run_to_the_last(runs: int) -> None:
+    observer = _Observer(max(1, -(-SAMPLE_ROWS // runs)), None)
+    for run in range(runs):
+        observer.see(np.full((20, 4), run, np.float32))
+    sample = observer.result("x").sample[:, 0]
+    assert (sample[0], sample[-1]) == (0, runs - 1) and len(sample) <= SAMPLE_ROWS
+    assert np.diff(sample).max(initial=0) <= max(1, 1 + runs // SAMPLE_ROWS)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_numbers_that_are_none_are_not_observed(bad: float) -> None:
+    for histogram in (None, Histogram()):
+        rows = np.ones((4, 3), np.float32)
+        rows[2, 1] = bad
+        with pytest.raises(NumericalError, match="a calibration input is NaN or infinite"):
+            _Observer(8, None, histogram).see(rows)
+
+
+def test_corrections_hold_no_second_copy_of_a_weight() -> None:
+    stored, x = np.ones((16384, 1024), np.float32), wide(300, 1024)
+    values = {"w": stored, "b": np.zeros(len(stored), np.float32)}
+    w, b = (
+        ir.Value(name=name, const_value=ir.tensor(numbers, name=name), shape=ir.Shape(numbers.shape),
+                 type=ir.TensorType(ir.DataType.FLOAT))
+        for name, numbers in values.items()
+    )  # fmt: skip
+    given = ir.Value(name="x", shape=ir.Shape(["rows", 1024]), type=ir.TensorType(ir.DataType.FLOAT))
+    node = ir.node("Gemm", [given, w, b], attributes={"transB": 1})
+    graph = ir.Graph([given], node.outputs, nodes=[node], initializers=[w, b], opset_imports={"": 20})
+    (group,) = find_groups(graph)
+    found = Observed({group.name: seen(x)})
+    how = found.range_of(group, per_token=False, reduced=True, smoothing=True)
+    tracemalloc.start()
+    found.corrections(group, how, reduced=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < stored.nbytes
 
 
 def test_a_decoder_s_head_is_seen_at_every_position(decoder_of: MakeBundle) -> None:

@@ -20,7 +20,6 @@ from onnx import numpy_helper
 
 import pinnace
 from pinnace.errors import UsageError
-from pinnace.quantize.rounding.saturation import can_saturate, exact_product, saturating_product
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.checks.verify import verify_bundle
 from pinnace.runtime.engine.ort import plain_session
@@ -28,6 +27,7 @@ from pinnace.runtime.machine.cpu import Cpu
 from tests.generation_bundles import decoder_of
 from tests.quantize_graphs import encoder_feed, largest_gap, outputs, random_ids, rewritten
 from tests.quantized_bundles import NER, Quantized, content, copied, fp32_of, once, quantized, quick_clock, rows
+from tests.saturating_sums import can_saturate, exact_product, saturating_product
 from tests.test_cli import Cli, _clean_environment, cli
 
 __all__ = ["_clean_environment", "cli", "decoder_of", "fp32_of", "once", "quantized", "quick_clock"]

@@ -10,11 +10,13 @@ import pytest
 from numpy.typing import NDArray
 
 from pinnace.errors import NumericalError, UsageError
+from pinnace.quantize.rounding import gptq
 from pinnace.quantize.rounding import nearest as rounding
 from pinnace.quantize.rounding.gptq import Hessian, compensated_blocks, compensated_channels
 from pinnace.quantize.rounding.half_quadratic import half_quadratic_blocks
-from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, Blocks, block_codes, channel_codes, dequantize
-from pinnace.quantize.rounding.saturation import can_saturate
+from pinnace.quantize.rounding.nearest import BITS, BLOCK_SIZES, Blocks, block_codes, channel_codes
+from tests.packed_blocks import dequantize
+from tests.saturating_sums import can_saturate
 
 Floats = NDArray[np.float32]
 N, K = 48, 300  # 300 is a multiple of no block
@@ -38,7 +40,7 @@ def lost(w: Floats, rounded: Floats, x: Floats) -> float:
     return float(np.linalg.norm(x @ (w - rounded).T) / np.linalg.norm(x @ w.T))
 
 
-def plain(w: Floats, bits: int, block: int, symmetric: bool) -> Floats:
+def plain(w: Floats, bits: int, block: int) -> Floats:
     """Round to nearest by its definition, a block at a time."""
     out, top = np.empty_like(w), 2**bits - 1
     for row, made in zip(w.astype(np.float64), out, strict=True):
@@ -46,26 +48,22 @@ def plain(w: Floats, bits: int, block: int, symmetric: bool) -> Floats:
             part = row[start : start + block]
             zero = 2 ** (bits - 1)
             scale = np.abs(part).max() / (zero - 1)
-            if not symmetric:
-                scale = (max(part.max(), 0) - min(part.min(), 0)) / top
-                zero = round(-min(part.min(), 0) / scale)
             made[start : start + block] = (np.clip(np.rint(part / scale) + zero, 0, top) - zero) * scale
     return out
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("block", BLOCK_SIZES)
 @pytest.mark.parametrize("bits", BITS)
-def test_blocks_are_what_their_definition_says(bits: int, block: int, symmetric: bool) -> None:
+def test_blocks_are_what_their_definition_says(bits: int, block: int) -> None:
     w = weight()
-    blocks = block_codes(w, bits, block, symmetric=symmetric)
-    assert blocks.codes.shape == w.shape and blocks.codes.max() < 2**bits and blocks.symmetric is symmetric
+    blocks = block_codes(w, bits, block)
+    assert blocks.codes.shape == w.shape and blocks.codes.max() < 2**bits
     assert blocks.scales.shape == (N, -(-K // block))
     made = dequantize(blocks)
     # fp32 and fp64 differ where a weight lies half-way between two codes.
-    assert np.mean(~np.isclose(made, plain(w, bits, block, symmetric), rtol=1e-5, atol=1e-6)) < 1e-3
+    assert np.mean(~np.isclose(made, plain(w, bits, block), rtol=1e-5, atol=1e-6)) < 1e-3
     steps = np.repeat(blocks.scales, block, axis=1)[:, :K]
-    assert (np.abs(made - w) <= 0.501 * steps + (0 if symmetric else 0.5 * steps)).all()
+    assert (np.abs(made - w) <= 0.501 * steps).all()
 
 
 @pytest.mark.parametrize("reduced", [True, False])
@@ -99,9 +97,8 @@ def test_pairs_give_back_what_they_have_too_much() -> None:
     assert codes.tolist() == [[68, 60, 5, 123, -58, -70, 127, -127, 7]]
 
 
-@pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", BITS)
-def test_the_search_loses_in_no_block(bits: int, symmetric: bool) -> None:
+def test_the_search_loses_in_no_block(bits: int) -> None:
     w, block = weight(), 64
     sizes = np.exp(np.random.default_rng(3).standard_normal(K)).astype(np.float32)
     for importance in (None, sizes):
@@ -109,8 +106,8 @@ def test_the_search_loses_in_no_block(bits: int, symmetric: bool) -> None:
         errors = [
             rounding.in_blocks((dequantize(made) - w) ** 2 * weigh, block).sum(axis=2)
             for made in (
-                block_codes(w, bits, block, symmetric=symmetric),
-                block_codes(w, bits, block, symmetric=symmetric, search=True, importance=importance),
+                block_codes(w, bits, block),
+                block_codes(w, bits, block, search=True, importance=importance),
             )
         ]
         assert (errors[1] <= errors[0] * (1 + 1e-5)).all()
@@ -128,17 +125,12 @@ def test_the_search_knows_what_is_important() -> None:
 
 def test_half_quadratic_forgives_outliers() -> None:
     w = weight(64, 512)
-    for symmetric in (True, False):
-        made = [
-            half_quadratic_blocks(w, 4, 64, symmetric=symmetric),
-            block_codes(w, 4, 64, symmetric=symmetric, search=True),
-            block_codes(w, 4, 64, symmetric=symmetric),
-        ]
-        costs = [(np.abs(dequantize(blocks) - w) ** 0.7).sum() for blocks in made]
-        assert costs[0] < 0.99 * costs[1] < costs[2]
-        # Few inputs are large at once: what counts for them is the bulk of weights, and it beats rounding to nearest.
-        x = np.random.default_rng(2).standard_normal((256, 512)).astype(np.float32)
-        assert lost(w, dequantize(made[0]), x) < 0.99 * lost(w, dequantize(made[2]), x)
+    made = [half_quadratic_blocks(w, 4, 64), block_codes(w, 4, 64, search=True), block_codes(w, 4, 64)]
+    costs = [(np.abs(dequantize(blocks) - w) ** 0.7).sum() for blocks in made]
+    assert costs[0] < 0.99 * costs[1] < costs[2]
+    # Few inputs are large at once: what counts for them is the bulk of weights, and it beats rounding to nearest.
+    x = np.random.default_rng(2).standard_normal((256, 512)).astype(np.float32)
+    assert lost(w, dequantize(made[0]), x) < 0.99 * lost(w, dequantize(made[2]), x)
     with pytest.raises(UsageError, match="norm"):
         half_quadratic_blocks(w, 4, 64, norm=1.5)
 
@@ -150,14 +142,14 @@ def gathered(x: Floats, **options: Any) -> Hessian:
     return hessian
 
 
-@pytest.mark.parametrize(("bits", "symmetric"), [(4, True), (4, False), (8, True)])
+@pytest.mark.parametrize("bits", BITS)
 @pytest.mark.parametrize("block", [32, 128])
-def test_compensation_beats_rounding_to_nearest(bits: int, symmetric: bool, block: int) -> None:
+def test_compensation_beats_rounding_to_nearest(bits: int, block: int) -> None:
     w, x, unseen = weight(), correlated(600, K), correlated(600, K, seed=2)
     hessian = gathered(x)
-    made = compensated_blocks(w, hessian, bits, block, symmetric=symmetric)
-    nearest = block_codes(w, bits, block, symmetric=symmetric)
-    searched = block_codes(w, bits, block, symmetric=symmetric, search=True, importance=hessian.importance)
+    made = compensated_blocks(w, hessian, bits, block)
+    nearest = block_codes(w, bits, block)
+    searched = block_codes(w, bits, block, search=True, importance=hessian.importance)
     assert made.codes.max() < 2**bits and made.scales.tobytes() == searched.scales.tobytes()
     for inputs in (x, unseen):
         assert lost(w, dequantize(made), inputs) < 0.75 * lost(w, dequantize(searched), inputs)
@@ -200,6 +192,39 @@ def test_compensation_is_the_textbook_recursion() -> None:
     assert np.mean(made.codes != expected) < 0.02
 
 
+def test_projections_of_one_group_share_the_factor(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, factor = [], gptq._factor
+
+    def counted(matrix: Floats) -> Floats:
+        made.append(matrix.shape)
+        return factor(matrix)
+
+    monkeypatch.setattr(gptq, "_factor", counted)
+    hessian = gathered(correlated(200, K))
+    first = compensated_blocks(weight(), hessian, 4, 32)
+    compensated_blocks(weight(8), hessian, 4, 32)
+    compensated_channels(weight(), hessian, True)
+    assert len(made) == 1
+    hessian.add(correlated(200, K, seed=5))  # what is known by then is used
+    assert (compensated_blocks(weight(), hessian, 4, 32).codes != first.codes).any() and len(made) == 2
+
+
+def test_a_divided_hessian_is_that_of_divided_inputs_without_a_copy() -> None:
+    x, divisors = correlated(256, K), np.exp(np.random.default_rng(7).standard_normal(K)).astype(np.float32)
+    hessian, expected = Hessian(K, limit=4 * K * 256), Hessian(K, limit=4 * K * 256)  # two pieces
+    hessian.add(x)
+    expected.add(x / divisors)
+    divided = hessian.divided(divisors)
+    assert not divided.whole and all(map(np.shares_memory, divided._sums, hessian._sums))
+    np.testing.assert_allclose(divided.importance, expected.importance, rtol=1e-5)
+    for (columns, order, unit), (wanted, wanted_order, wanted_unit) in zip(
+        divided.factors(), expected.factors(), strict=True
+    ):
+        assert columns == wanted and (order == wanted_order).all()
+        np.testing.assert_allclose(unit, wanted_unit, rtol=1e-2, atol=1e-3)
+    assert hessian.divided(None) is hessian
+
+
 def test_dead_and_doubled_inputs_survive() -> None:
     w, x = weight(), correlated(40, K)  # fewer rows than inputs: the matrix is singular
     x[:, 10:20], x[:, 30] = 0, x[:, 31]
@@ -238,7 +263,7 @@ def test_memory_stays_near_one_tensor(tmp_path: Any) -> None:
     stored = np.lib.format.open_memmap(tmp_path / "w.npy", "w+", np.float16, (4096, 4096))
     stored[:] = weight(64, 4096).repeat(64, axis=0)
     tracemalloc.start()
-    blocks = block_codes(stored, 4, 64, symmetric=False)
+    blocks = block_codes(stored, 4, 64)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert blocks.codes.nbytes == 1 << 24
@@ -259,15 +284,10 @@ def test_memory_stays_near_one_tensor(tmp_path: Any) -> None:
     ids=["zero", "denormal", "huge", "lonely", "narrow", "empty", "half"],
 )
 def test_strange_weights(w: NDArray[Any]) -> None:
-    for symmetric in (True, False):
-        for made in (
-            block_codes(w, 4, 32, symmetric=symmetric),
-            block_codes(w, 8, 16, symmetric=symmetric, search=True),
-            half_quadratic_blocks(w, 4, 32, symmetric=symmetric),
-        ):
-            back = dequantize(made)
-            assert back.shape == w.shape and np.isfinite(back).all() and np.isfinite(made.scales).all()
-            assert np.abs(back - w).max(initial=0) <= 0.2 * np.abs(w).max(initial=0) + 1e-30
+    for made in (block_codes(w, 4, 32), block_codes(w, 8, 16, search=True), half_quadratic_blocks(w, 4, 32)):
+        back = dequantize(made)
+        assert back.shape == w.shape and np.isfinite(back).all() and np.isfinite(made.scales).all()
+        assert np.abs(back - w).max(initial=0) <= 0.2 * np.abs(w).max(initial=0) + 1e-30
     codes, scales = channel_codes(w, False, search=True)
     assert np.isfinite(scales).all() and (scales > 0).all() and codes.shape == w.shape
 
@@ -278,7 +298,7 @@ def test_what_cannot_be_rounded_is_told() -> None:
     for round_it in (lambda: channel_codes(bad, True), lambda: block_codes(bad, 4, 32)):
         with pytest.raises(NumericalError, match="NaN or infinite"):
             round_it()
-    with pytest.raises(UsageError, match=r"block size '48'.*\n.*known: 128, 16"):
+    with pytest.raises(UsageError, match="no kernel has blocks of 48 inputs; expected one of 16, 32, "):
         block_codes(weight(), 4, 48)
     with pytest.raises(UsageError, match="number of bits '3'"):
         block_codes(weight(), 3, 32)
@@ -298,5 +318,5 @@ def test_what_cannot_be_rounded_is_told() -> None:
 
 
 def test_blocks_may_have_negative_scales() -> None:
-    blocks = Blocks(np.array([[0, 15, 8]], np.uint8), np.array([[-2.0]], np.float32), None, 4, 16)
+    blocks = Blocks(np.array([[0, 15, 8]], np.uint8), np.array([[-2.0]], np.float32), 4, 16)
     np.testing.assert_array_equal(dequantize(blocks), [[16.0, -14.0, 0.0]])

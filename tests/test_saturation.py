@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from pinnace.errors import UsageError
-from pinnace.quantize.rounding.saturation import can_saturate, exact_product, saturated_share, saturating_product
 from pinnace.runtime.engine.ort import plain_session
 from pinnace.runtime.machine.cpu import read_cpu
+from tests.saturating_sums import can_saturate, exact_product, saturated_share, saturating_product
 
 EMULATOR = "qemu-x86_64"
 CHECK = """

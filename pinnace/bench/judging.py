@@ -12,7 +12,8 @@ from pinnace.bench.processes import is_own
 from pinnace.bench.rounds import CPU
 from pinnace.compare import Evaluation
 from pinnace.errors import UsageError
-from pinnace.quantize.examples.source import Examples, read_examples
+from pinnace.quantize.examples.source import Examples, mask_of, read_examples
+from pinnace.runtime.pipelines.feeds import fixed_shape
 from pinnace.spec import REFERENCE
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def read_data(path: str | Path, plan: Plan) -> Examples:
         UsageError: no such file, no candidate that can be judged, or a bundle without the variant to compare with.
         InputError: what is not an example of the bundle's task, with its line.
     """
-    examples = read_examples(Path(path), plan.settings.task)
     variants = list(_variants(plan.candidates))
     if not variants:
         raise UsageError("--data judges variants on the CPU, and none is measured there; add cpu to --device")
@@ -48,7 +48,9 @@ def read_data(path: str | Path, plan: Plan) -> Examples:
             raise UsageError(
                 f"{candidate.bundle.path.name} has no {REFERENCE} variant to compare with; leave --data out"
             )
-    return examples
+    task, bundle = plan.settings.task, variants[0].bundle
+    tokens = fixed_shape(bundle.manifest).tokens or bundle.manifest.limits.sequence
+    return read_examples(Path(path), task, mask_token=mask_of(bundle.path, task), tokens=tokens)
 
 
 def judged(plan: Plan, examples: Examples, progress: Callable[[str], None]) -> Judged:

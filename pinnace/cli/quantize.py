@@ -22,6 +22,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         scheme=arguments.scheme,
         auto=bool(arguments.auto),
         max_drop=arguments.max_drop,
+        min_speedup=arguments.min_speedup,
         data=arguments.data,
         keep=arguments.keep or (),
         only=arguments.only or (),
@@ -30,10 +31,10 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         calibration=arguments.calibration,
         allow_degraded=bool(arguments.allow_degraded),
         judge=not arguments.no_judge,
+        new_tokens=arguments.new_tokens,
         threads=arguments.threads,
         output=arguments.output,
         progress=stages(console),
-        **{name: value for name in ("min_speedup", "new_tokens") if (value := getattr(arguments, name)) is not None},
     )
     try:
         if console.json:

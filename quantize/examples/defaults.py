@@ -7,7 +7,7 @@ import functools
 import importlib.resources
 import re
 import types
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Final, TypeAlias
 
 from pinnace.quantize.examples.example import Example
@@ -49,19 +49,17 @@ def passages() -> tuple[Passage, ...]:
     return tuple(found)
 
 
-def make(task: str, mask_token: str, candidate_labels: Sequence[str] = (), tokens: int | None = None) -> list[Example]:
+def make(task: str, mask_token: str, tokens: int | None = None) -> list[Example]:
     """Make the examples of a task.
 
     Args:
         task: a task's full name.
         mask_token: what the model writes for a mask.
-        candidate_labels: labels of zero-shot classification, in place of the built-in ones.
         tokens: most tokens of a row; None where it is not known.
     """
-    labels = tuple(candidate_labels) or CANDIDATE_LABELS
     examples = []
     for i, (value, content) in enumerate(_MAKERS[task]()):
-        made = as_example(value, f"example {i} of the {SOURCE}", task, mask_token, labels, tokens)
+        made = as_example(value, f"example {i} of the {SOURCE}", task, mask_token, tokens)
         examples.append(dataclasses.replace(made, content=(content,)))
     return examples
 
@@ -78,6 +76,12 @@ def _texts() -> Made:
     for passage in passages():
         yield from ((sentence, passage.text) for sentence in passage.sentences)
         yield passage.text, passage.text
+
+
+def _sorted() -> Made:
+    """Texts, each with the labels that it may have."""
+    for text, content in _texts():
+        yield {"text": text, "candidate_labels": list(CANDIDATE_LABELS)}, content
 
 
 def _questions() -> Made:
@@ -130,7 +134,7 @@ _MAKERS: Final[Mapping[str, Callable[[], Made]]] = types.MappingProxyType(
         "token-classification": _texts,
         "text-classification": _texts,
         "text-ranking": _rankings,
-        "zero-shot-classification": _texts,
+        "zero-shot-classification": _sorted,
         "multiple-choice": _choices,
         "next-sentence-prediction": _pairs,
         "pretraining": _pairs,

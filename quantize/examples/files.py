@@ -16,18 +16,22 @@ from pinnace.quantize.examples.labels import LABELS
 
 MAX_BYTES: Final = 256 << 20
 MAX_EXAMPLES: Final = 200_000
+_TABLES: Final = (".csv", ".tsv", ".parquet", ".xlsx", ".arrow")
 
 Found: TypeAlias = Iterator[tuple[Any, str]]  # texts or objects, and where they stand
 
 
-def read(
-    path: Path, task: str, mask_token: str, candidate_labels: Sequence[str], tokens: int | None = None
-) -> list[Example]:
+def read(path: Path, task: str, mask_token: str, tokens: int | None = None) -> list[Example]:
     """Read a file of examples; arguments and errors are those of `pinnace.quantize.examples.source.read_examples`."""
+    if path.suffix.lower() in _TABLES:  # read as text, its columns would be taken for words, and its labels too
+        raise UsageError(
+            f"{path.name} is a table, and examples are read from texts and JSON; write it as JSON lines, an object "
+            "with the fields of an example on each line, and give that .jsonl file"
+        )
     text = _read_text(path)
     examples: list[Example] = []
     for value, place in _values(text, path, task):
-        examples.append(as_example(value, place, task, mask_token, candidate_labels, tokens))
+        examples.append(as_example(value, place, task, mask_token, tokens))
         if len(examples) > MAX_EXAMPLES:
             raise InputError(f"{path.name} holds more than {MAX_EXAMPLES:,} examples; give a part of it")
     if not examples:
@@ -73,6 +77,11 @@ def _values(text: str, path: Path, task: str) -> Found:
         return _json_lines(text, name)
     if kind == ".json" or (kind != ".txt" and begins in ("[", "{")):
         return _json(text, name)
+    if begins == "{" and _is_json(text.lstrip().split("\n", 1)[0]):
+        raise InputError(
+            f"{name} begins with a JSON object, and each line of a text file is a text, labels and all; "
+            f"rename it to {path.stem}.jsonl"
+        )
     return _texts(text, name, task)
 
 

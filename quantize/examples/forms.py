@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import types
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from pinnace.errors import InputError, unknown_word
@@ -23,14 +23,7 @@ _FIRST_WORDS: Final = 40
 _CONTENT: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType({"question-answering": ("context",)})
 
 
-def as_example(
-    value: Any,
-    place: str,
-    task: str,
-    mask_token: str = "",
-    candidate_labels: Sequence[str] = (),
-    tokens: int | None = None,
-) -> Example:
+def as_example(value: Any, place: str, task: str, mask_token: str, tokens: int | None = None) -> Example:
     """Make an example of a text or an object of fields; the arguments are those of `examples.read_examples`.
 
     Raises:
@@ -45,8 +38,6 @@ def as_example(
     for name in fields:
         if name not in known and name not in _BESIDE:
             raise InputError(f"{place}: {unknown_word(f'field of {task}', str(name), known)}")
-    if form.option and not fields.get(form.option) and candidate_labels:
-        fields[form.option] = list(candidate_labels)
     needed = (form.text, *form.required, *([form.option] if form.option else []))
     if missing := [name for name in needed if name not in fields]:
         shape = "{" + ", ".join(f'"{name}": ...' for name in needed) + "}"

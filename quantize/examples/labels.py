@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import types
 from collections.abc import Callable, Mapping
 from typing import Any, Final
@@ -37,9 +38,12 @@ def _entities(value: Any, place: str) -> tuple[tuple[int, int, str], ...]:
 def _class(value: Any, place: str) -> Any:
     """A label's name or number; a number for regression; a list of labels where a text may have several."""
     labels = value if isinstance(value, list) else [value]
-    if all(isinstance(label, str | int | float) and type(label) is not bool for label in labels):
-        return tuple(value) if isinstance(value, list) else value
-    raise _wrong(place, value, "a label's name or number, a number for regression, or a list of labels")
+    if not all(isinstance(label, str | int | float) and type(label) is not bool for label in labels):
+        raise _wrong(place, value, "a label's name or number, a number for regression, or a list of labels")
+    for label in labels:  # Python's JSON reads NaN and Infinity too, and whole numbers of any size
+        if not isinstance(label, str) and not abs(label) <= sys.float_info.max:
+            raise _wrong(place, label, "a finite number")
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _choice(value: Any, place: str) -> int:

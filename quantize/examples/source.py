@@ -11,9 +11,12 @@ from typing import Final, overload
 from pinnace.errors import UsageError
 from pinnace.quantize.examples import defaults, files
 from pinnace.quantize.examples.example import Example, normalized
+from pinnace.quantize.examples.forms import MASKED_TASKS
+from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import canonical_task
 
 CALIBRATION: Final = 128
+USUAL_MASK: Final = "[MASK]"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,12 +38,6 @@ class Examples(Sequence[Example]):
         """Whether every example has a label."""
         return bool(self.items) and all(item.label is not None for item in self.items)
 
-    def take(self, count: int | None) -> Examples:
-        """``count`` examples, evenly spread over all; None takes all."""
-        if count is None or count >= len(self):
-            return self
-        return dataclasses.replace(self, items=tuple(self.items[i * len(self) // count] for i in range(count)))
-
     def __len__(self) -> int:
         return len(self.items)
 
@@ -59,9 +56,7 @@ def read_examples(
     path: Path | None,
     task: str,
     *,
-    mask_token: str = "[MASK]",  # noqa: S107
-    candidate_labels: Sequence[str] = (),
-    limit: int | None = None,
+    mask_token: str = USUAL_MASK,
     tokens: int | None = None,
 ) -> Examples:
     """Read examples of a task from a file, or take the built-in ones.
@@ -71,9 +66,7 @@ def read_examples(
             a JSON list (a text or an object with the pipeline's fields and perhaps a label), or SQuAD's JSON. None
             takes texts in the public domain that lie in the package and have no labels.
         task: a task's name or alias.
-        mask_token: what the model writes for a mask; a text of a task with masks that has none gets one.
-        candidate_labels: for zero-shot classification, the labels of inputs that bring none.
-        limit: most examples, evenly spread over the file; None takes all.
+        mask_token: what the model writes for a mask, see `mask_of`; a text of a task with masks that has none gets one.
         tokens: most tokens of a row, within which a mask is set; None where it is not known.
 
     Raises:
@@ -81,13 +74,31 @@ def read_examples(
         InputError: what is not an example of this task, with its line.
     """
     name = canonical_task(task)
-    if limit is not None and limit < 1:
-        raise UsageError(f"the limit of examples is {limit}; expected at least 1")
     if path is None:
-        items = defaults.make(name, mask_token, candidate_labels, tokens)
-        return Examples(name, tuple(items), defaults.SOURCE).take(limit)
-    found = files.read(Path(path), name, mask_token, candidate_labels, tokens)
-    return Examples(name, tuple(found), Path(path).name).take(limit)
+        return Examples(name, tuple(defaults.make(name, mask_token, tokens)), defaults.SOURCE)
+    return Examples(name, tuple(files.read(Path(path), name, mask_token, tokens)), Path(path).name)
+
+
+def mask_of(folder: Path, task: str) -> str:
+    """What the tokenizer of a bundle or checkpoint writes for a mask; for a task without masks, nothing is read.
+
+    Args:
+        folder: has a tokenizer.
+        task: a task's name or alias.
+
+    Raises:
+        UsageError: a task with masks, and a tokenizer that names none.
+        BundleError: files that make no tokenizer.
+    """
+    if canonical_task(task) not in MASKED_TASKS:
+        return ""
+    token = load_tokenizer(folder).mask_token
+    if token is None:
+        raise UsageError(
+            f"{task} is judged on masked words, and the tokenizer of {folder.name} names no mask; "
+            "add mask_token to its tokenizer_config.json"
+        )
+    return token
 
 
 def split(examples: Examples, seed: int = 0, calibration: int | None = None) -> tuple[Examples, Examples]:
@@ -107,6 +118,11 @@ def split(examples: Examples, seed: int = 0, calibration: int | None = None) -> 
     Raises:
         UsageError: fewer than two groups that share nothing, or a senseless number.
     """
+    if len(examples) < 2:
+        raise UsageError(
+            f"{examples.source} has {len(examples)} example{'' if len(examples) == 1 else 's'}, expected at least two: "
+            "what calibrates never judges. Give more examples"
+        )
     if calibration is None:
         calibration = min(CALIBRATION, max(1, len(examples) // 3))
     if not 0 < calibration < len(examples):

@@ -17,7 +17,7 @@ from pinnace.quantize.examples.example import Example
 from pinnace.quantize.examples.forms import MASKED_TASKS
 from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.judging.evaluate_tokens import POSITIONS, TokenJudge, prompt_feeds
-from pinnace.quantize.judging.metrics import Array, cosines, divergence
+from pinnace.quantize.judging.metrics import Array, cosines, divergence, largest_difference
 from pinnace.quantize.judging.task_metrics import metric_of
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.session import Session
@@ -32,13 +32,12 @@ KEPT_BYTES: Final = 128 << 20
 Run = Callable[..., dict[str, Array]]
 
 
-def feeds(bundle_path: Path, examples: Examples, limit: int | None = None) -> Iterator[dict[str, Array]]:
+def feeds(bundle_path: Path, examples: Examples) -> Iterator[dict[str, Array]]:
     """Yield the inputs of the graph for examples, as the task's own pipeline makes them, to calibrate with.
 
     Args:
         bundle_path: the bundle's folder; of its files the graph is opened, and not run.
         examples: inputs of the bundle's task.
-        limit: most examples, evenly spread; None takes all.
 
     Yields:
         Input name to array. One row each, so without padding; a question's windows are rows. For a decoder one prompt
@@ -49,9 +48,8 @@ def feeds(bundle_path: Path, examples: Examples, limit: int | None = None) -> It
         UsageError: a bundle for another task.
     """
     bundle = Bundle.open(bundle_path)
-    chosen = examples.take(limit)
     if examples.task == "text-generation":
-        yield from prompt_feeds(bundle, chosen)
+        yield from prompt_feeds(bundle, examples)
         return
     pipe = pipeline(examples.task, bundle, "fp32", batch_tokens=BATCH_TOKENS)
     seen: list[dict[str, Array]] = []
@@ -60,8 +58,8 @@ def feeds(bundle_path: Path, examples: Examples, limit: int | None = None) -> It
         seen.append({name: np.array(array) for name, array in inputs.items()})
         return _zeros(pipe, inputs, outputs)
 
-    options = metric_of(examples.task, pipe.manifest).options(pipe, chosen)
-    for example in chosen:
+    options = metric_of(examples.task, pipe.manifest).options(pipe, examples)
+    for example in examples:
         with _watched(pipe.session, record):
             pipe([example.input], **options, **example.options, batch_size=1)
         yield from seen
@@ -81,7 +79,8 @@ class Judge:
 
     Raises:
         InputError: an example that the pipeline does not take, or a label that the model does not have.
-        UsageError: no fp32 variant, a bundle for another task, or no examples.
+        UsageError: no fp32 variant, a bundle for another task, no examples, labels of which fp32 meets none, or texts
+            in which there is nothing to find.
     """
 
     def __init__(
@@ -109,10 +108,30 @@ class Judge:
         if examples.labelled:
             self._labels = [self._metric.gold(item.label, item, pipe.manifest) for item in examples]
         self._predictions, self._kept = self._run(pipe)
-        self._own = [self._metric.own(prediction) for prediction in self._predictions]
+        self._own = self._metric.own(self._predictions)
         self._golds = self._own if self._labels is None else self._labels
-        self._each = np.asarray(self._metric.each(self._predictions, self._golds), np.float64)
-        self._value = self._metric.figure(self._predictions, self._golds)
+        self._value, self._each = self._metric.measure(self._predictions, self._golds)
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse examples by which any variant would pass."""
+        metric, count = self._metric.name.replace("_", " "), len(self._examples)
+        if not np.isfinite(self._value):
+            raise UsageError(
+                f"the {metric} of fp32 on the {count} examples of {self._examples.source} is {self._value}, with which "
+                "nothing can be compared; check that their labels are numbers of the size of the model's"
+            )
+        if self._metric.finds and not any(map(len, (*self._predictions, *self._golds))):
+            labels = "" if self._labels is None else ", and their labels name none"
+            raise UsageError(
+                f"fp32 finds no {self._metric.finds} in any of the {count} examples of {self._examples.source}{labels}"
+                ", so that nothing could be lost; give texts in which the model finds something, or labels"
+            )
+        if self._labels is not None and self._value == 0:  # a share of nothing is nothing, so any variant would pass
+            raise UsageError(
+                f"fp32 gets none of the {count} labelled examples of {self._examples.source} right ({metric} 0), so "
+                "that nothing could be lost; check that the labels are this model's, or leave them out of all examples"
+            )
 
     def score(self, bundle: Path | Bundle, precision: str) -> Evaluation:
         """Measure a variant.
@@ -142,12 +161,13 @@ class Judge:
             details |= {
                 f"reference_{name}": figure(self._predictions, self._golds) for name, figure in metric.details.items()
             }
-            details["agreement"] = metric.figure(predictions, self._own)
+            details["agreement"], _ = metric.measure(predictions, self._own)
         details |= self._nearness(predictions, vectors)
-        losses = self._each - np.asarray(metric.each(predictions, self._golds), np.float64)
+        value, each = metric.measure(predictions, self._golds)
+        losses = self._each - each
         order = np.argsort(-losses, kind="stable")
         worst = tuple(int(i) for i in order[:10] if losses[i] > 0)
-        return self._evaluation(precision, metric.figure(predictions, self._golds), details, worst)
+        return self._evaluation(precision, value, details, worst)
 
     def _evaluation(
         self, precision: str, value: float, details: dict[str, float], worst: tuple[int, ...]
@@ -179,7 +199,7 @@ class Judge:
         return predictions, kept
 
     def _nearness(self, predictions: Sequence[Any], vectors: list[list[Array]]) -> dict[str, float]:
-        """How near the variant's numbers are to fp32's: cosine of pooled vectors, or of the outputs."""
+        """How near the variant's numbers are to fp32's: cosine of pooled vectors, or of the outputs; differences."""
         if self._metric.name == "neighbour_overlap":
             near = cosines(np.stack(predictions), np.stack(self._predictions))
             return {"mean_cosine": float(near.mean()), "min_cosine": float(near.min())}
@@ -191,6 +211,8 @@ class Judge:
         ]
         near = np.concatenate([cosines(mine, theirs) for mine, theirs in pairs])
         found = {"output_cosine": float(near.mean()), "min_output_cosine": float(near.min())}
+        if self._metric.name == "correlation":
+            found["largest_difference"] = largest_difference(np.stack(predictions), np.stack(self._predictions))
         if self.task not in MASKED_TASKS:
             return found
         # Every other output of these tasks has two numbers.

@@ -14,6 +14,7 @@ from pinnace.errors import UsageError
 
 Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
+SIMILARITIES: Final = 1 << 22  # of vectors, worked on at a time; some three arrays of this size live at once
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")
 _NO_PUNCTUATION: Final = str.maketrans("", "", string.punctuation)
 
@@ -65,7 +66,7 @@ def reciprocal_rank(order: Sequence[int], relevant: Collection[int]) -> float:
     return next((1 / place for place, index in enumerate(order, 1) if index in relevant), 0.0)
 
 
-def correlation(found: Sequence[float], golds: Sequence[float]) -> float:
+def correlation(found: Sequence[float] | Array, golds: Sequence[float] | Array) -> float:
     """Pearson's correlation of two lists of numbers; 1 or 0 where one does not vary: whether they are equal.
 
     Raises:
@@ -77,6 +78,20 @@ def correlation(found: Sequence[float], golds: Sequence[float]) -> float:
     a, b = a - a.mean(), b - b.mean()
     norm = float(np.linalg.norm(a) * np.linalg.norm(b))
     return float(a @ b) / norm if norm > 0 else float(np.allclose(found, golds))
+
+
+def largest_difference(found: Array, reference: Array) -> float:
+    """Largest difference of an output's numbers, relative to its largest magnitude in the reference; of all outputs.
+
+    A correlation sees neither a wrong scale nor a shift; this does.
+
+    Args:
+        found: [examples, outputs].
+        reference: [examples, outputs].
+    """
+    a, b = np.asarray(found, np.float64), np.asarray(reference, np.float64)
+    gaps, sizes = np.abs(a - b).max(0), np.abs(b).max(0)
+    return float((gaps / np.where(sizes > 0, sizes, 1.0)).max())
 
 
 def cosines(vectors: Array, reference: Array) -> Array:
@@ -113,25 +128,16 @@ def neighbours(vectors: Array, k: int) -> Array:
     units = np.asarray(vectors, np.float64)
     units = units / np.maximum(np.linalg.norm(units, axis=-1, keepdims=True), 1e-300)
     best = np.empty((len(units), k), np.int64)
-    for first in range(0, len(units), 1024):  # a block of rows at a time: N x N would not fit for large N
-        block = units[first : first + 1024] @ units.T
+    rows = max(1, SIMILARITIES // len(units))  # at a time: N x N would not fit for large N
+    for first in range(0, len(units), rows):
+        block = units[first : first + rows] @ units.T
         block[np.arange(len(block)), first + np.arange(len(block))] = -np.inf  # a vector is not its own neighbour
         best[first : first + len(block)] = np.argsort(-block, axis=-1, kind="stable")[:, :k]
     return best
 
 
-def neighbour_overlap(vectors: Array, reference: Array, k: int = 10) -> Array:
-    """Share of each reference vector's ``k`` nearest neighbours that are still among the nearest.
-
-    Args:
-        vectors: [N, D].
-        reference: [N, D].
-        k: how many neighbours.
-
-    Returns:
-        float64 [N].
-    """
-    got, want = neighbours(vectors, k), neighbours(reference, k)
+def shared(got: Array, want: Array) -> Array:
+    """Share of each row's neighbours ``got`` that are also among ``want``, both from `neighbours`: float64 [N]."""
     return np.asarray((got[:, :, None] == want[:, None, :]).any(-1).mean(-1))
 
 

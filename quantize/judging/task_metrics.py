@@ -13,12 +13,14 @@ from pinnace.errors import InputError, unknown_word
 from pinnace.quantize.examples.example import Example
 from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.judging.metrics import (
+    Array,
     answer_f1,
     correlation,
     exact_match,
     micro_f1,
-    neighbour_overlap,
+    neighbours,
     reciprocal_rank,
+    shared,
 )
 from pinnace.runtime.pipelines.base import Pipeline
 from pinnace.spec import Manifest
@@ -27,6 +29,7 @@ Predictions: TypeAlias = Sequence[Any]
 NEIGHBOURS: Final = 10
 # Where no gold answer says how long answers are: the longest that SQuAD's own baselines give.
 ANSWER_TOKENS: Final = 30
+OUTSIDE: Final = "O"  # the label of tokens that belong to no entity
 
 
 def _same(predictions: Predictions, golds: Predictions) -> list[float]:
@@ -37,8 +40,8 @@ def _as_given(label: Any, example: Example, manifest: Manifest) -> Any:
     return label
 
 
-def _own(prediction: Any) -> Any:
-    return prediction
+def _own(predictions: Predictions) -> Predictions:
+    return predictions
 
 
 def _no_options(pipe: Pipeline[Any], examples: Examples) -> dict[str, Any]:
@@ -53,29 +56,30 @@ class Metric:
         name: the main figure, a key of the gates; from labels if all examples have one, else against fp32's answers.
         predict: from the pipeline, an example and the pipeline's answer to a prediction.
         gold: from a label, its example and the manifest to what is right, in the form that ``each`` takes.
-        own: from fp32's prediction to what is right where there is no label.
+        own: from fp32's predictions to what is right where there are no labels.
         each: a figure for each example, larger is better.
         total: the main figure; None takes the mean of ``each``.
         details: further figures of the same predictions, by name.
         options: options of the pipeline's calls.
         chunk: examples of one call, few where an answer is large.
+        finds: what an answer and what is right are sets of, where they may be empty.
     """
 
     name: str
     predict: Callable[[Pipeline[Any], Example, Any], Any]
     gold: Callable[[Any, Example, Manifest], Any] = _as_given
-    own: Callable[[Any], Any] = _own
+    own: Callable[[Predictions], Predictions] = _own
     each: Callable[[Predictions, Predictions], Sequence[float]] = _same
     total: Callable[[Predictions, Predictions], float] | None = None
     details: Mapping[str, Callable[[Predictions, Predictions], float]] = dataclasses.field(default_factory=dict)
     options: Callable[[Pipeline[Any], Examples], dict[str, Any]] = _no_options
     chunk: int = 1024
+    finds: str = ""
 
-    def figure(self, predictions: Predictions, golds: Predictions) -> float:
-        """The main figure."""
-        if self.total is not None:
-            return self.total(predictions, golds)
-        return float(np.mean(self.each(predictions, golds)))
+    def measure(self, predictions: Predictions, golds: Predictions) -> tuple[float, Array]:
+        """The main figure, and a figure for each example, float64."""
+        each = np.asarray(self.each(predictions, golds), np.float64)
+        return float(each.mean()) if self.total is None else self.total(predictions, golds), each
 
 
 def _answer_options(pipe: Pipeline[Any], examples: Examples) -> dict[str, Any]:
@@ -99,6 +103,15 @@ def _exact(predictions: Predictions, golds: Predictions) -> float:
 
 def _entities(pipe: Pipeline[Any], example: Example, answer: Any) -> Any:
     return tuple((entity["start"], entity["end"], entity["entity_group"]) for entity in answer)
+
+
+def _entity_names(label: Any, example: Example, manifest: Manifest) -> Any:
+    """Labels as the pipeline gives those of whole entities: without the ``B-`` or ``I-`` of their tokens."""
+    known = list(dict.fromkeys(name.split("-", 1)[-1] for name in manifest.labels if name != OUTSIDE))
+    for _, _, name in label:
+        if name not in known:
+            raise InputError(f"'entities' of {example.place}: {unknown_word('label', name, known)}")
+    return label
 
 
 def _each_micro(predictions: Predictions, golds: Predictions) -> list[float]:
@@ -140,7 +153,11 @@ def _distance(predictions: Predictions, golds: Predictions) -> list[float]:
 
 
 def _correlation(predictions: Predictions, golds: Predictions) -> float:
-    return correlation(np.concatenate(predictions).tolist(), np.concatenate(golds).tolist())
+    """The least of all outputs: levels that differ between outputs are no merit. One that never varies says nothing."""
+    found, right = np.stack(predictions), np.stack(golds)  # (examples, outputs)
+    telling = np.flatnonzero(np.ptp(right, axis=0) > 0)
+    outputs = telling if telling.size else range(right.shape[1])
+    return min(correlation(found[:, i], right[:, i]) for i in outputs)
 
 
 def _ranks(predictions: Predictions, golds: Predictions) -> list[float]:
@@ -169,6 +186,11 @@ def _pretrained(pipe: Pipeline[Any], example: Example, answer: Any) -> tuple[int
     fields = example.input if isinstance(example.input, dict) else {"text": example.input}
     row = pipe.encode_pairs([(fields["text"], fields.get("text_pair"))])[0]
     masks = np.flatnonzero(np.asarray(row.ids) == pipe.tokenizer.mask_token_id)
+    if not masks.size:
+        raise InputError(
+            f"{example.place} has no mask in its first {pipe.longest} tokens, expected at least one; "
+            f"write {pipe.tokenizer.mask_token} where a word is to be found"
+        )
     best = np.argmax(answer["prediction_logits"][masks], -1).tolist()
     return (*best, int(np.argmax(answer["seq_relationship_logits"])))
 
@@ -178,13 +200,23 @@ def _pooling(pipe: Pipeline[Any], examples: Examples) -> dict[str, Any]:
     return {"return_tensors": True, **({"pooling": "mean"} if said is None else {})}
 
 
+def _nearest(predictions: Predictions) -> Predictions:
+    return list(neighbours(np.stack(predictions), NEIGHBOURS))
+
+
 def _each_overlap(predictions: Predictions, golds: Predictions) -> list[float]:
-    found: list[float] = neighbour_overlap(np.stack(predictions), np.stack(golds), NEIGHBOURS).tolist()
+    found: list[float] = shared(np.stack(_nearest(predictions)), np.stack(golds)).tolist()
     return found
 
 
 _ENTITY_F1: Final = Metric(
-    "entity_f1", _entities, each=_each_micro, total=micro_f1, options=lambda *_: {"aggregation_strategy": "simple"}
+    "entity_f1",
+    _entities,
+    _entity_names,
+    each=_each_micro,
+    total=micro_f1,
+    options=lambda *_: {"aggregation_strategy": "simple"},
+    finds="entity",
 )
 _ALL_SCORES: Final = {"return_all_scores": True}
 _ONE_LABEL: Final = Metric(
@@ -192,8 +224,9 @@ _ONE_LABEL: Final = Metric(
     options=lambda *_: _ALL_SCORES,
 )  # fmt: skip
 _SEVERAL_LABELS: Final = Metric(
-    "label_f1", _likely, _label_names, each=_each_micro, total=micro_f1, options=lambda *_: _ALL_SCORES
-)
+    "label_f1", _likely, _label_names, each=_each_micro, total=micro_f1, options=lambda *_: _ALL_SCORES,
+    finds="likely label",
+)  # fmt: skip
 _NUMBER: Final = Metric(
     "correlation", _all_scores, _numbers, each=_distance, total=_correlation, options=lambda *_: _ALL_SCORES
 )
@@ -201,18 +234,19 @@ _NUMBER: Final = Metric(
 METRICS: Final[Mapping[str, Metric]] = types.MappingProxyType(
     {
         "feature-extraction": Metric(
-            "neighbour_overlap", lambda pipe, example, answer: np.asarray(answer), each=_each_overlap, options=_pooling
+            "neighbour_overlap", lambda pipe, example, answer: np.asarray(answer), own=_nearest, each=_each_overlap,
+            options=_pooling,
         ),
         "fill-mask": Metric("accuracy", _best_words, _words, each=_shares, options=lambda *_: {"top_k": 1}),
         "question-answering": Metric(
-            "f1", lambda pipe, example, answer: answer["answer"], own=lambda text: (text,), each=_each_f1,
-            details={"exact_match": _exact}, options=_answer_options,
+            "f1", lambda pipe, example, answer: answer["answer"], own=lambda texts: [(text,) for text in texts],
+            each=_each_f1, details={"exact_match": _exact}, options=_answer_options,
         ),
         "token-classification": _ENTITY_F1,
         "text-classification": _ONE_LABEL,
         "text-ranking": Metric(
             "reciprocal_rank", lambda pipe, example, answer: tuple(row["index"] for row in answer),
-            own=lambda order: order[:1], each=_ranks,
+            own=lambda orders: [order[:1] for order in orders], each=_ranks,
         ),
         "zero-shot-classification": Metric("accuracy", lambda pipe, example, answer: answer["labels"][0]),
         "multiple-choice": Metric("accuracy", lambda pipe, example, answer: answer["choice"]),

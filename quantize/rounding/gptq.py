@@ -8,8 +8,8 @@ computes with a Cholesky factor of the inverse, in the form of LDLQ (Chee et al.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, Final, NamedTuple
+import functools
+from typing import Any, Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -36,6 +36,10 @@ _TRIES: Final = 6  # dampings, each ten times the one before
 _ROWS: Final = 1 << 22  # numbers of a weight worked on at a time
 
 
+# Of one piece: its columns, the order to round them in, and M of the ordered piece.
+Piece: TypeAlias = tuple[slice, npt.NDArray[np.intp], Floats]
+
+
 class Hessian:
     """The Gram matrix of a projection's inputs, gathered from calibration data: half of the error's second derivative.
 
@@ -48,7 +52,8 @@ class Hessian:
 
         Args:
             width: K, the projection's inputs.
-            limit: bytes that the fp32 matrix may take; rounding needs three times one piece for a moment.
+            limit: bytes that the fp32 matrix may take; rounding needs as many again, and three times one piece for a
+                moment.
         """
         largest = max(_PIECE, limit // (4 * width) // _PIECE * _PIECE)
         count = -(-width // largest)
@@ -56,6 +61,7 @@ class Hessian:
         self.width, self.rows = width, 0
         self.slices = tuple(slice(start, min(start + size, width)) for start in range(0, width, size))
         self._sums = [np.zeros((s.stop - s.start,) * 2, np.float32) for s in self.slices]
+        self._divisors: Floats | None = None
 
     @property
     def whole(self) -> bool:
@@ -66,6 +72,8 @@ class Hessian:
     def importance(self) -> Floats:
         """Mean square of each input, fp32 [K]."""
         diagonal: Floats = np.concatenate([np.diagonal(part) for part in self._sums])
+        if self._divisors is not None:
+            diagonal = diagonal / (self._divisors * self._divisors)
         return diagonal / np.float32(max(self.rows, 1))
 
     def add(self, x: Array) -> None:
@@ -87,7 +95,10 @@ class Hessian:
             part += rows[:, columns].T @ rows[:, columns]
 
     def divided(self, divisors: Floats | None) -> Hessian:
-        """The Hessian of the same inputs, each divided by a number.
+        """The Hessian of the same inputs, each divided by a number; nothing may be added to either afterwards.
+
+        The matrix is shared and divided where it is read: all groups wait for their turn at once, and copies of their
+        matrices would need as much memory again.
 
         Args:
             divisors: fp32 [K]; None leaves the inputs as they are.
@@ -96,13 +107,11 @@ class Hessian:
             return self
         made = Hessian.__new__(Hessian)
         made.width, made.rows, made.slices = self.width, self.rows, self.slices
-        made._sums = [
-            part / np.outer(divisors[columns], divisors[columns])
-            for part, columns in zip(self._sums, self.slices, strict=True)
-        ]
+        made._sums = self._sums
+        made._divisors = divisors if self._divisors is None else self._divisors * divisors
         return made
 
-    def factors(self, damping: float = DAMPING) -> Iterator[tuple[slice, npt.NDArray[np.intp], Floats]]:
+    def factors(self, damping: float = DAMPING) -> tuple[Piece, ...]:
         """For each piece: its columns, the order to round them in, and M of the ordered piece, fp32.
 
         Inputs of much energy come first, while many others can still make up for them.
@@ -111,9 +120,22 @@ class Hessian:
             damping: share of the mean diagonal that is added to it. Inputs that were always zero, and inputs that are
                 sums of others, would otherwise have no factor.
         """
-        for part, columns in zip(self._sums, self.slices, strict=True):
-            order = np.argsort(-np.diagonal(part), kind="stable")
-            yield columns, order, _unit_upper(part[np.ix_(order, order)], damping)
+        return _factors(self, self.rows, damping)
+
+
+@functools.lru_cache(maxsize=1)  # the projections of one group come one after another
+def _factors(hessian: Hessian, rows: int, damping: float) -> tuple[Piece, ...]:
+    """`Hessian.factors`; its ``rows`` tell whether more was added since."""
+    found = []
+    importance = hessian.importance
+    for part, columns in zip(hessian._sums, hessian.slices, strict=True):
+        order = np.argsort(-importance[columns], kind="stable")
+        ordered = part[np.ix_(order, order)]
+        if hessian._divisors is not None:
+            each = hessian._divisors[columns][order]
+            ordered /= np.outer(each, each)
+        found.append((columns, order, _unit_upper(ordered, damping)))
+    return tuple(found)
 
 
 def compensated_channels(
@@ -134,7 +156,7 @@ def compensated_channels(
     importance = _importance(w, hessian, search)
     _, scales = channel_codes(w, reduced, search=search, importance=importance)
     codes = np.empty(w.shape, np.int8)
-    grid = _Grid(scales[:, None], np.zeros((len(w), 1), np.float32), w.shape[1], -FULL_LIMIT, FULL_LIMIT)
+    grid = _Grid(scales[:, None], w.shape[1], 0, -FULL_LIMIT, FULL_LIMIT)
     _compensate(w, hessian, damping, grid, codes)
     for rows in row_chunks(w.shape) if reduced else ():
         fit_pairs(codes[rows])
@@ -147,36 +169,32 @@ def compensated_blocks(
     bits: int,
     block: int,
     *,
-    symmetric: bool = True,
     search: bool = True,
     damping: float = DAMPING,
 ) -> Blocks:
-    """Round a weight in blocks along its input axis, making good as it goes; scales and zeros are fixed beforehand.
+    """Round a weight in blocks along its input axis, making good as it goes; scales are fixed beforehand.
 
     Args:
         w: [N, K], N output channels, any float type.
         hessian: of the projection's inputs.
         bits: 8 or 4.
         block: inputs that share a scale.
-        symmetric: see `rounding.block_codes`.
         search: look for scales of least error, weighed by the inputs' mean squares.
         damping: see `Hessian.factors`.
     """
     importance = _importance(w, hessian, search)
-    start = block_codes(w, bits, block, symmetric=symmetric, search=search, importance=importance)
+    start = block_codes(w, bits, block, search=search, importance=importance)
     middle, codes = 1 << (bits - 1), np.empty(w.shape, np.uint8)
-    zeros = np.full(start.scales.shape, middle) if start.zeros is None else start.zeros
-    grid = _Grid(start.scales, zeros.astype(np.float32), block, 0, 2 * middle - 1)
-    _compensate(w, hessian, damping, grid, codes)
-    return Blocks(codes, start.scales, start.zeros, bits, block)
+    _compensate(w, hessian, damping, _Grid(start.scales, block, middle, 0, 2 * middle - 1), codes)
+    return Blocks(codes, start.scales, bits, block)
 
 
 class _Grid(NamedTuple):
-    """The values that codes stand for: ``(code - zeros) * scales``, one scale and zero [N, G] for ``width`` inputs."""
+    """The values that codes stand for: ``(code - zero) * scales``, one scale [N, G] for ``width`` inputs."""
 
     scales: Floats
-    zeros: Floats
     width: int
+    zero: int
     low: int
     high: int
 
@@ -189,14 +207,11 @@ def _compensate(w: Array, hessian: Hessian, damping: float, grid: _Grid, codes: 
             # Inputs are rows here, so that each step reads and writes memory in one run.
             wanted = np.ascontiguousarray(finite(w[rows])[:, places].T)
             scales = np.ascontiguousarray(grid.scales[rows].T)
-            zeros = np.ascontiguousarray(grid.zeros[rows].T)
-            made = _rounded(wanted, unit, scales, zeros, places // grid.width, grid)
+            made = _rounded(wanted, unit, scales, places // grid.width, grid)
             codes[rows, places] = made.T
 
 
-def _rounded(
-    wanted: Floats, unit: Floats, scales: Floats, zeros: Floats, groups: npt.NDArray[np.intp], grid: _Grid
-) -> Floats:
+def _rounded(wanted: Floats, unit: Floats, scales: Floats, groups: npt.NDArray[np.intp], grid: _Grid) -> Floats:
     """Codes [P, n] of ordered weights [P, n], with the unit upper triangular factor [P, P] of their inputs."""
     codes, errors = np.empty_like(wanted), np.zeros_like(wanted)
     for start in range(0, len(wanted), _STEP):
@@ -206,9 +221,9 @@ def _rounded(
         for j in range(stop - start):
             k, group = start + j, groups[start + j]
             target = targets[j] + inner[:j, j] @ errors[start:k]
-            code = np.rint(target / scales[group]) + zeros[group]
+            code = np.rint(target / scales[group]) + grid.zero
             np.clip(code, grid.low, grid.high, out=codes[k])
-            errors[k] = wanted[k] - (codes[k] - zeros[group]) * scales[group]
+            errors[k] = wanted[k] - (codes[k] - grid.zero) * scales[group]
     return codes
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from pinnace.errors import NumericalError, UsageError, unknown_word
-from pinnace.quantize.rounding.saturation import HIGHEST, LARGEST_ACTIVATION
 
 Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
@@ -20,9 +19,9 @@ Codes = npt.NDArray[np.int8]
 BITS: Final = (8, 4)
 BLOCK_SIZES: Final = (16, 32, 64, 128, 256)
 FULL_LIMIT: Final = 127
-# Where a CPU adds two neighbours' products in 16 bits, 255 * (64 + 64) is the most that fits: codes of one sign may
-# add up to 128, and a small one leaves its room to a large neighbour.
-PAIR_LIMIT: Final = HIGHEST // LARGEST_ACTIVATION
+# x86 without VNNI adds the products of two neighbouring inputs in 16 bits, and cuts a sum beyond 32767 off. Activations
+# reach 255: codes of one sign may add up to 128, and a small one leaves its room to a large neighbour.
+PAIR_LIMIT: Final = 32767 // 255
 # Shares of the largest magnitude that the search tries: what is clipped pays with finer steps for all the rest.
 CHANNEL_RATIOS: Final = tuple(np.linspace(1.0, 0.5, 21).tolist())
 BLOCK_RATIOS: Final = tuple(np.linspace(1.0, 0.6, 17).tolist())
@@ -32,26 +31,19 @@ SMALLEST_SCALE: Final = 1e-30  # below it a scale would be a denormal number, wh
 
 @dataclasses.dataclass(frozen=True)
 class Blocks:
-    """A weight in blocks along its input axis: ``w = (codes - zeros) * scales``, one scale and zero per block.
+    """A weight in blocks along its input axis: ``w = (codes - 2 ** (bits - 1)) * scales``, one scale per block.
 
     Attributes:
         codes: uint8 [N, K], values below ``2 ** bits``.
         scales: fp32 [N, ceil(K / block)]; a scale may be negative.
-        zeros: uint8 [N, ceil(K / block)], or None where every zero point is ``2 ** (bits - 1)``.
         bits: 8 or 4.
         block: inputs that share a scale; the last block may be shorter.
     """
 
     codes: Bytes
     scales: Floats
-    zeros: Bytes | None
     bits: int
     block: int
-
-    @property
-    def symmetric(self) -> bool:
-        """Whether every zero point is the middle of the range."""
-        return self.zeros is None
 
 
 def channel_codes(
@@ -122,7 +114,6 @@ def block_codes(
     bits: int,
     block: int,
     *,
-    symmetric: bool = True,
     search: bool = False,
     importance: Array | None = None,
 ) -> Blocks:
@@ -132,7 +123,6 @@ def block_codes(
         w: [N, K], N output channels, any float type; may be a memory map.
         bits: 8 or 4.
         block: 16, 32, 64, 128 or 256 inputs that share a scale.
-        symmetric: every zero point is the middle of the range; otherwise each block has its own.
         search: look for the scale of least squared error in each block.
         importance: fp32 [K], mean square of each input on calibration data; weighs the search's errors.
 
@@ -144,26 +134,12 @@ def block_codes(
     (n, k), count = w.shape, -(-w.shape[1] // block)
     weigh = _importance(w, importance)
     weigh = in_blocks(np.ones(k, np.float32) if weigh is None else weigh, block)
-    codes = np.empty((n, k), np.uint8)
-    scales, zeros = np.empty((n, count), np.float32), np.empty((n, count), np.uint8)
+    codes, scales = np.empty((n, k), np.uint8), np.empty((n, count), np.float32)
     for rows in row_chunks((n, count * block)):
         part = in_blocks(finite(w[rows]), block)
-        made, scales[rows], zeros[rows] = _block_part(part, bits, symmetric, weigh if search else None)
+        made, scales[rows] = _block_part(part, bits, weigh if search else None)
         codes[rows] = made.reshape(len(made), -1)[:, :k]
-    return Blocks(codes, scales, None if symmetric else zeros, bits, block)
-
-
-def dequantize(blocks: Blocks) -> Floats:
-    """Return the weight that the blocks stand for, fp32 [N, K]."""
-    n, k = blocks.codes.shape
-    out = np.empty((n, k), np.float32)
-    for rows in row_chunks((n, k)):
-        codes = in_blocks(blocks.codes[rows].astype(np.float32), blocks.block)
-        middle = np.float32(1 << (blocks.bits - 1))
-        codes -= middle if blocks.zeros is None else blocks.zeros[rows, :, None].astype(np.float32)
-        codes *= blocks.scales[rows, :, None]
-        out[rows] = codes.reshape(len(codes), -1)[:, :k]
-    return out
+    return Blocks(codes, scales, bits, block)
 
 
 def row_chunks(shape: tuple[int, ...], elements: int = _CHUNK) -> Iterator[slice]:
@@ -204,7 +180,8 @@ def check_layout(bits: int, block: int) -> None:
     if bits not in BITS:
         raise unknown_word("number of bits", str(bits), map(str, BITS))
     if block not in BLOCK_SIZES:
-        raise unknown_word("block size", str(block), map(str, BLOCK_SIZES))
+        sizes = ", ".join(map(str, BLOCK_SIZES))
+        raise UsageError(f"no kernel has blocks of {block} inputs; expected one of {sizes}")
 
 
 class _Best:
@@ -240,49 +217,26 @@ def _keep_better(part: Floats, tried: Floats, weigh: Floats | None, best: _Best,
     return better
 
 
-def _block_part(part: Floats, bits: int, symmetric: bool, weigh: Floats | None) -> tuple[Bytes, Floats, Bytes]:
-    """Codes, scales and zeros of ``part`` [rows, blocks, block]; a search where ``weigh`` is given."""
-    top, middle = (1 << bits) - 1, 1 << (bits - 1)
-    low, high = np.minimum(part.min(axis=2), 0), np.maximum(part.max(axis=2), 0)
-    starts = [_symmetric(low, high, middle)] if symmetric else [_asymmetric(low, high, top)]
-    if weigh is not None:
-        # With 2 ** bits codes around the middle one side reaches a step further; a negative scale swaps the sides.
-        starts = [
-            start
-            for ratio in BLOCK_RATIOS
-            for start in (
-                [_symmetric(low * ratio, high * ratio, middle), _mirrored(low * ratio, high * ratio, middle)]
-                if symmetric
-                else [_asymmetric(low * ratio, high * ratio, top)]
-            )
-        ]
-    scales, zeros = starts[0]
-    kept = nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
+def _block_part(part: Floats, bits: int, weigh: Floats | None) -> tuple[Bytes, Floats]:
+    """Codes and scales of ``part`` [rows, blocks, block]; a search where ``weigh`` is given."""
+    middle = 1 << (bits - 1)
+    low, high = -middle, middle - 1
+    most, least = np.maximum(part.max(axis=2), 0), np.minimum(part.min(axis=2), 0)
+    scales = _steps(np.maximum(-least, most), middle - 1)
+    kept = nearest(part, scales[..., None], low, high)
     if weigh is not None:
         best = _gain(part, kept, weigh)
-        for tried_scales, tried_zeros in starts[1:]:
-            tried = nearest(part, tried_scales[..., None], -tried_zeros[..., None], top - tried_zeros[..., None])
-            better = _keep_better(part, tried, weigh, best, kept)
-            scales[better], zeros[better] = tried_scales[better], tried_zeros[better]
+        for ratio in BLOCK_RATIOS:
+            span = np.maximum(-least * ratio, most * ratio)
+            # With 2 ** bits codes around the middle one side reaches a step further; a negative scale swaps the sides.
+            mirrored = _steps(span, middle)
+            for tried_scales in (_steps(span, middle - 1), np.where(most > -least, -mirrored, mirrored)):
+                tried = nearest(part, tried_scales[..., None], low, high)
+                better = _keep_better(part, tried, weigh, best, kept)
+                scales[better] = tried_scales[better]
         scales = best.fitted(scales)
-        kept = nearest(part, scales[..., None], -zeros[..., None], top - zeros[..., None])
-    return (kept + zeros[..., None]).astype(np.uint8), scales, zeros.astype(np.uint8)
-
-
-def _symmetric(low: Floats, high: Floats, middle: int) -> tuple[Floats, Floats]:
-    scales = _steps(np.maximum(-low, high), middle - 1)
-    return scales, np.full(scales.shape, middle, np.float32)
-
-
-def _mirrored(low: Floats, high: Floats, middle: int) -> tuple[Floats, Floats]:
-    """The larger side gets the code that the other side lacks."""
-    scales = _steps(np.maximum(-low, high), middle)
-    return np.where(high > -low, -scales, scales), np.full(scales.shape, middle, np.float32)
-
-
-def _asymmetric(low: Floats, high: Floats, top: int) -> tuple[Floats, Floats]:
-    scales = _steps(high - low, top)
-    return scales, np.clip(np.rint(-low / scales), 0, top)
+        kept = nearest(part, scales[..., None], low, high)
+    return (kept + middle).astype(np.uint8), scales
 
 
 def _steps(span: Floats, count: int) -> Floats:

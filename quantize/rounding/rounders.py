@@ -18,8 +18,6 @@ class BlockSettings(Protocol):
     @property
     def block(self) -> int: ...
     @property
-    def zeros(self) -> bool: ...
-    @property
     def rounding(self) -> str: ...
 
 
@@ -27,14 +25,14 @@ def rounding_for(settings: BlockSettings, bits: int, hessian: Hessian | None) ->
     """Return the function that makes blocks of a weight ``(N, K)``.
 
     Args:
-        settings: block size, zero points, and the rounding's name.
+        settings: block size, and the rounding's name.
         bits: 4 or 8.
         hessian: of the weight's inputs, for ``compensated``; without one (an embedding table) the nearest codes with
             the best scales are taken.
     """
     if settings.rounding == "compensated" and hessian is not None:
-        return lambda w: compensated_blocks(w, hessian, bits, settings.block, symmetric=not settings.zeros)
+        return lambda w: compensated_blocks(w, hessian, bits, settings.block)
     if settings.rounding == "half-quadratic":
-        return lambda w: half_quadratic_blocks(w, bits, settings.block, symmetric=not settings.zeros)
+        return lambda w: half_quadratic_blocks(w, bits, settings.block)
     search = settings.rounding != "nearest"
-    return lambda w: block_codes(w, bits, settings.block, symmetric=not settings.zeros, search=search)
+    return lambda w: block_codes(w, bits, settings.block, search=search)
