@@ -200,6 +200,22 @@ def test_an_output_layer_stored_apart_with_other_numbers_stays_apart(tmp_path: P
     assert torch.equal(again(**given).logits, ours(**given).logits)
 
 
+def test_a_bias_that_transformers_4_shared_untied_models_too_is_stored_once(tmp_path: Path) -> None:
+    weights = _weights("BertForMaskedLM", tie_word_embeddings=False)
+    weights["cls.predictions.bias"] = torch.linspace(-1, 1, 41)
+    weights["cls.predictions.decoder.bias"] = weights["cls.predictions.bias"].clone()
+    whole = BertForMaskedLM.from_pretrained(_folder(tmp_path / "two", weights, tie_word_embeddings=False))
+    given = text_inputs("BertForMaskedLM")
+    for name in ("cls.predictions.decoder.bias", "cls.predictions.bias"):
+        once = {key: value for key, value in weights.items() if key != name}
+        ours = BertForMaskedLM.from_pretrained(_folder(tmp_path / name, once, tie_word_embeddings=False))
+        assert torch.equal(ours(**given).logits, whole(**given).logits)
+        assert ours.load_report is not None and ours.load_report.unexpected == ()
+    del weights["cls.predictions.decoder.weight"]
+    with pytest.raises(CheckpointError, match=r"cls\.predictions\.decoder\.weight"):
+        BertForMaskedLM.from_pretrained(_folder(tmp_path / "none", weights, tie_word_embeddings=False))
+
+
 @pytest.mark.parametrize("dtype", [torch.int8, torch.uint8, torch.bool])
 def test_weights_that_another_tool_quantized_are_refused(dtype: torch.dtype, tmp_path: Path) -> None:
     weights = _weights("BertModel")

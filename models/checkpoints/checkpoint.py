@@ -228,10 +228,9 @@ def _pickles(folder: Path) -> tuple[Path, ...]:
 
 def _shared(name: str, rules: NameRules, stored: Mapping[str, str], tied: bool) -> str | None:
     """The stored tensor that a tied name borrows, in either direction."""
-    if not tied:
-        return None
-    partners = [source for target, source in rules.tied.items() if target == name]
-    partners += [target for target, source in rules.tied.items() if name in rules.spellings(source)]
+    pairs = [(target, source) for target, source in rules.tied.items() if tied or target in rules.shared]
+    partners = [source for target, source in pairs if target == name]
+    partners += [target for target, source in pairs if name in rules.spellings(source)]
     return next((s for partner in partners for s in rules.spellings(partner) if s in stored), None)
 
 

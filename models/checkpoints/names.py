@@ -19,6 +19,7 @@ class NameRules:
         renames: pattern and replacement, each applied once to a stored name.
         ignored: stored names that are no weights and that nobody misses.
         tied: model name -> the name whose tensor it shares where ``tie_word_embeddings``.
+        shared: those of ``tied`` that older programs shared, and so stored once, even where nothing was tied.
         counted: canonical name -> the key of config.json that counts its rows, where there may be two vocabularies.
         start: end of a model name -> the number that fresh weights of such names start at; others start at random.
     """
@@ -27,6 +28,7 @@ class NameRules:
     renames: tuple[tuple[re.Pattern[str], str], ...] = ()
     ignored: re.Pattern[str] | None = None
     tied: Mapping[str, str] = field(default_factory=dict)
+    shared: frozenset[str] = frozenset()
     counted: Mapping[str, str] = field(default_factory=dict)
     start: Mapping[str, float] = field(default_factory=dict)
 
@@ -65,6 +67,7 @@ BERT_NAMES: Final = NameRules(
             "cls.predictions.decoder.bias": "cls.predictions.bias",
         }
     ),
+    shared=frozenset({"cls.predictions.decoder.bias"}),  # by transformers 4
     start=types.MappingProxyType({"LayerNorm.weight": 1.0, "bias": 0.0}),
 )
 
