@@ -238,11 +238,11 @@ def test_a_shared_beginning_is_computed_once(pipe: TextGenerationPipeline) -> No
 @pytest.mark.parametrize(
     ("options", "size"),
     [
-        ({}, 64),
-        ({"batch_size": 2}, 8),
-        ({"num_return_sequences": 5, "do_sample": True}, 12),
-        ({"num_return_sequences": 40, "do_sample": True}, 4),
-        ({"num_beams": 2}, 4),
+        ({}, 128),
+        ({"batch_size": 2}, 16),
+        ({"num_return_sequences": 5, "do_sample": True}, 24),
+        ({"num_return_sequences": 40, "do_sample": True}, 8),
+        ({"num_beams": 2}, 8),
     ],
 )
 def test_a_streams_answers_come_after_a_few_rounds(
@@ -259,7 +259,7 @@ def test_a_streams_answers_come_after_a_few_rounds(
     assert next(stream) and len(taken) == size
     stream.close()
     # Rows that look up their guesses run one by one too.
-    assert pipe.piece_size(pipe._read_options({"prompt_lookup_num_tokens": 3})) == 4
+    assert pipe.piece_size(pipe._read_options({"prompt_lookup_num_tokens": 3})) == 8
 
 
 @pytest.mark.parametrize(

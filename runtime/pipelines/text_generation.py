@@ -21,8 +21,9 @@ from pinnace.runtime.generation.request import DEFAULT_ROWS
 from pinnace.runtime.generation.result import Generated
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
 
-# A piece of a stream is so many times the prompts that run together.
-_ROUNDS: Final = 4
+# A piece of a stream is so many times the prompts that run together. At its end places stand empty, where answers are of
+# unlike length for about half an answer's time: 6 % of a piece of eight rounds, 11 % of one of four.
+_ROUNDS: Final = 8
 Messages: TypeAlias = list[dict[str, Any]]
 _FORM: Final = "a text (str) or a list of messages, as [{'role': 'user', 'content': '...'}]"
 # What a template gets from elsewhere: the messages, and options of their own.
@@ -121,7 +122,7 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         return super().is_one(inputs, options) or _is_chat(inputs)
 
     def piece_size(self, options: TextGenerationOptions) -> int:
-        """A few times the prompts that run together: the last of a piece leave their mates' places empty."""
+        """Some times the prompts that run together: the last of a piece leave their mates' places empty."""
         config = self.generator.config.merged(**options.generation)
         alone = config.num_beams > 1 or bool(config.prompt_lookup_num_tokens)
         together = 1 if alone else (options.batch_size or DEFAULT_ROWS) // config.num_return_sequences
