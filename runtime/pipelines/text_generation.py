@@ -21,8 +21,8 @@ from pinnace.runtime.generation.request import DEFAULT_ROWS
 from pinnace.runtime.generation.result import Generated
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
 
-# A piece of a stream is so many times the prompts that run together. At its end places stand empty, where answers are of
-# unlike length for about half an answer's time: 6 % of a piece of eight rounds, 11 % of one of four.
+# A piece of a stream is so many times the prompts that run together. At its end places stand empty: for about half an
+# answer's time where answers are of unlike length, which is 6 % of a piece of eight rounds, 11 % of one of four.
 _ROUNDS: Final = 8
 Messages: TypeAlias = list[dict[str, Any]]
 _FORM: Final = "a text (str) or a list of messages, as [{'role': 'user', 'content': '...'}]"
