@@ -36,7 +36,6 @@ from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.islands import too_large_for_fp16
-from pinnace.runtime.arguments import check_count
 from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
 
 STATIC: Final = "onnx, fixed cache"  # the target onnx, where the cache has a fixed capacity
@@ -172,7 +171,8 @@ def _check_types(static: Any, labels: Any) -> None:
     if static is not None and not isinstance(static, Mapping):
         raise UsageError(f"static is {static!r}; expected axes and their sizes, as {{'batch': 1, 'sequence': 128}}")
     for axis, size in (static or {}).items():
-        check_count(f"static[{axis!r}]", size)
+        if isinstance(size, bool) or not isinstance(size, int):
+            raise UsageError(f"static[{axis!r}] is {size!r}; expected a whole number")
     if isinstance(labels, str):
         raise UsageError(f"labels is the text {labels!r}; expected a list of texts, one for each logit")
 

@@ -26,12 +26,12 @@ def test_packages_are_the_folders() -> None:
     assert {"pinnace": "pinnace", **{f"pinnace.{name}": name for name in links}} == FOLDERS
     # A package inside a package is missing from the wheel unless it is listed.
     inner = {
-        f"{package}.{path.parent.name}"
+        ".".join([package, *path.parent.relative_to(ROOT / folder).parts])
         for package, folder in FOLDERS.items()
-        for path in (ROOT / folder).glob("*/__init__.py")
-        if not path.parent.is_symlink()
+        for path in (ROOT / folder).rglob("__init__.py")
+        if not any(parent.is_symlink() for parent in path.parents)
     }
-    assert set(SETUP["packages"]) == FOLDERS.keys() | inner
+    assert set(SETUP["packages"]) == inner
 
 
 @pytest.fixture(scope="module")
@@ -53,8 +53,9 @@ def test_the_wheel_has_every_file_and_little_weight(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         sizes = {info.filename: info.file_size for info in archive.infolist()}
     for package, folder in FOLDERS.items():
-        for path in (ROOT / folder).glob("*.*"):  # code, py.typed, and the built-in examples
-            assert f"{package.replace('.', '/')}/{path.name}" in sizes
+        for path in (ROOT / folder).rglob("*.*"):  # code, py.typed, and the built-in examples
+            if path.suffix != ".pyc" and not any(parent.is_symlink() for parent in path.parents):
+                assert f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}" in sizes
     assert "pinnace/py.typed" in sizes and any(name.endswith("entry_points.txt") for name in sizes)
     assert sum(sizes.values()) < MOST_BYTES
 
