@@ -9,20 +9,19 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import CheckpointError
+from pinnace.errors import BundleError, CheckpointError
+from pinnace.runtime.pipelines.sentence_settings import PROMPTS_FILE, TEXTS_FILE, SentenceSettings
 from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import Pooling
 
 MAX_BYTES: Final = 64 * 1024 * 1024
-_SENTENCE: Final = "sentence_bert_config.json"
-_PROMPTS: Final = "config_sentence_transformers.json"
 _PLAIN: Final = (
     "tokenizer.json",
     "vocab.txt",
     "added_tokens.json",
     "chat_template.jinja",
-    _PROMPTS,
-    _SENTENCE,
+    PROMPTS_FILE,
+    TEXTS_FILE,
 )
 _FILTERED: Final = ("tokenizer_config.json", "special_tokens_map.json", "generation_config.json")
 _MODULES: Final = "modules.json"
@@ -60,7 +59,7 @@ def copy_settings(source: Path, target: Path) -> tuple[str, ...]:
             kept = {key: value for key, value in _object(path).items() if key not in _LEFT_OUT}
             content = _json_text(kept).encode()
         else:
-            if name == _SENTENCE:
+            if name == TEXTS_FILE:
                 _object(path)  # refused by its own name, not by the copy's
             content = _content(path)
         (target / name).parent.mkdir(exist_ok=True)
@@ -111,9 +110,9 @@ def _state_sentence_length(folder: Path) -> None:
 
     fastembed looks only there, and would cut at the longest row that the model can take: other vectors for long texts.
     """
-    if not (folder / _MODULES).is_file() or not (folder / _SENTENCE).is_file():
+    if not (folder / _MODULES).is_file() or not (folder / TEXTS_FILE).is_file():
         return
-    length = _object(folder / _SENTENCE).get("max_seq_length")
+    length = _object(folder / TEXTS_FILE).get("max_seq_length")
     if type(length) is not int or length < 1:
         return
     path = folder / "tokenizer_config.json"
@@ -177,21 +176,11 @@ def _pooling_facts(folder: Path, module: dict[str, Any]) -> tuple[str, bool]:
 
 def _check_texts(folder: Path) -> None:
     """Refuse what the runtime, which applies these settings to texts, would refuse."""
-    facts = _object(folder / _SENTENCE) if (folder / _SENTENCE).is_file() else {}
-    length = facts.get("max_seq_length")
-    if length is not None and (type(length) is not int or length < 1):
-        raise CheckpointError(
-            f"{folder / _SENTENCE}: max_seq_length is {length!r}, expected a whole number of at least 1, or null"
-        )
-    facts = _object(folder / _PROMPTS) if (folder / _PROMPTS).is_file() else {}
-    name, prompts = facts.get("default_prompt_name"), facts.get("prompts") or {}
-    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
-        raise CheckpointError(f"{folder / _PROMPTS}: prompts is {prompts!r}, expected an object of texts")
-    # sentence-transformers has the two for every model.
-    if name is not None and name not in ["query", "document", *prompts]:
-        raise CheckpointError(
-            f"{folder / _PROMPTS}: default_prompt_name is {name!r}, expected the name of one of its prompts"
-        )
+    read = (_object(path) if path.is_file() else {} for path in (folder / TEXTS_FILE, folder / PROMPTS_FILE))
+    try:
+        SentenceSettings.parse(folder, *read)
+    except BundleError as error:
+        raise CheckpointError(str(error)) from None
 
 
 def _warn(text: str) -> None:

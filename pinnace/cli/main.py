@@ -16,7 +16,7 @@ from typing import Any, Final
 from pinnace import __version__
 from pinnace.cli.commands import COMMANDS
 from pinnace.cli.flags import ON, help_text, read_arguments
-from pinnace.cli.output import Console
+from pinnace.cli.output import Console, drop_what_is_buffered
 from pinnace.errors import MachineError, PinnaceError, UsageError, unknown_word
 
 INTERRUPTED: Final = 130
@@ -44,9 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         console.error(str(error), error)
         return error.exit_code
     except BrokenPipeError:
-        # Whoever reads has read enough. What is still buffered must not fail at exit.
-        with contextlib.suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        drop_what_is_buffered(sys.stdout)  # whoever reads has read enough
         return 0
     except KeyboardInterrupt:
         console.error("interrupted")

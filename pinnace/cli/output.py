@@ -119,13 +119,17 @@ class Console:
             self.err.write(text)
             self.err.flush()
         except OSError:
-            # What is still buffered must not fail at exit, which would change the exit code.
-            with contextlib.suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), self.err.fileno())
+            drop_what_is_buffered(self.err)
             self.err = _nowhere()
 
     def _coloured(self, colour: str, text: str) -> str:
         return f"{colour}{text}{_PLAIN}" if self._colour else text
+
+
+def drop_what_is_buffered(stream: TextIO) -> None:
+    """Lead a stream that cannot be written to nowhere, so that what it still holds does not fail at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _nowhere() -> TextIO:

@@ -196,10 +196,15 @@ class Generator:
         batch_size: int | None,
         options: Mapping[str, Any],
     ) -> Request:
-        return read_request(
+        request = read_request(
             self.decoder, self.config, self._decode, prompts, mask,
             prefix=prefix, logprobs=logprobs, batch_size=batch_size, options=options,
         )  # fmt: skip
+        self._admit(request)
+        return request
+
+    def _admit(self, request: Request) -> None:
+        """Refuse or count a request that was read; here every one is welcome."""
 
     def _check_scored(self, row: Array) -> None:
         if not self.decoder.every_position and not self.decoder.splits(len(row)):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError, unknown_word
 from pinnace.runtime.bundles.bundle import Bundle
 
-_TEXTS: Final = "sentence_bert_config.json"
-_PROMPTS: Final = "config_sentence_transformers.json"
+TEXTS_FILE: Final = "sentence_bert_config.json"
+PROMPTS_FILE: Final = "config_sentence_transformers.json"
 # sentence-transformers has both names for every model.
 _KNOWN_PROMPTS: Final[Mapping[str, str]] = {"query": "", "document": ""}
 
@@ -38,22 +39,30 @@ class SentenceSettings:
         Raises:
             BundleError: a damaged file, or a value of the wrong type.
         """
-        texts, prompts = _read(bundle, _TEXTS), _read(bundle, _PROMPTS)
+        return cls.parse(bundle.path, _read(bundle, TEXTS_FILE), _read(bundle, PROMPTS_FILE))
+
+    @classmethod
+    def parse(cls, folder: Path, texts: Mapping[str, Any], prompts: Mapping[str, Any]) -> SentenceSettings:
+        """Check what was read of a folder's two files, of which either may have been empty.
+
+        Raises:
+            BundleError: a value of the wrong type; the text names the file.
+        """
         length = texts.get("max_seq_length")
         if length is not None and (type(length) is not int or length < 1):
             raise BundleError(
-                f"{bundle.path / _TEXTS}: max_seq_length is {length!r}, expected a whole number of at least 1, or null"
+                f"{folder / TEXTS_FILE}: max_seq_length is {length!r}, expected a whole number of at least 1, or null"
             )
         lower = texts.get("do_lower_case") or False
         if not isinstance(lower, bool):
-            raise BundleError(f"{bundle.path / _TEXTS}: do_lower_case is {lower!r}, expected true or false")
+            raise BundleError(f"{folder / TEXTS_FILE}: do_lower_case is {lower!r}, expected true or false")
         named, default = prompts.get("prompts") or {}, prompts.get("default_prompt_name")
         if not isinstance(named, dict) or not all(isinstance(text, str | None) for text in named.values()):
-            raise BundleError(f"{bundle.path / _PROMPTS}: prompts is {named!r}, expected an object of texts")
+            raise BundleError(f"{folder / PROMPTS_FILE}: prompts is {named!r}, expected an object of texts")
         known = {**_KNOWN_PROMPTS, **{name: text or "" for name, text in named.items()}}
         if default is not None and default not in [*known]:
             raise BundleError(
-                f"{bundle.path / _PROMPTS}: default_prompt_name is {default!r}, expected one of {', '.join(known)}, "
+                f"{folder / PROMPTS_FILE}: default_prompt_name is {default!r}, expected one of {', '.join(known)}, "
                 "or null"
             )
         return cls(length, lower, known, default)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from collections.abc import Iterator
+from typing import Final
 
 from pinnace.errors import UsageError
 from pinnace.runtime.engine.cancellation import CANCELLED, RunLimit
 from pinnace.runtime.generation.generator import Generator
-from pinnace.runtime.generation.prefix import Prefix
 from pinnace.runtime.generation.request import Request
 from pinnace.runtime.generation.result import Generated
 from pinnace.runtime.generation.row import Token
@@ -37,22 +36,11 @@ class SlotGenerator(Generator):
         made._call = call
         return made
 
-    def _read(
-        self,
-        prompts: Any,
-        mask: Any,
-        *,
-        prefix: Prefix | None,
-        logprobs: int | None,
-        batch_size: int | None,
-        options: Mapping[str, Any],
-    ) -> Request:
-        request = super()._read(prompts, mask, prefix=prefix, logprobs=logprobs, batch_size=batch_size, options=options)
+    def _admit(self, request: Request) -> None:
         rows = len(request.prompts) * request.config.num_return_sequences
         if rows > MAX_ROWS:
             raise UsageError(f"the request asks for {rows:,} texts; expected at most {MAX_ROWS}. Send several requests")
         self._call.tokens_in += sum(map(len, request.prompts))
-        return request
 
     def _tokens(self, request: Request, limit: RunLimit) -> Iterator[Token]:
         apart = request.config.prompt_lookup_num_tokens or request.prefix is not None
