@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import itertools
 import json
 import shlex
@@ -119,11 +118,7 @@ def _check_options(pipe: Any, options: dict[str, Any]) -> None:
     Raises:
         UsageError: an unknown one, or one that takes an object of a program.
     """
-    from pinnace.runtime.generation.config import GenerationConfig
-
-    known = {field.name for field in dataclasses.fields(pipe.options_type)}
-    if "generation" in known:  # its fields are given as options of the call
-        known = known - {"generation"} | {field.name for field in dataclasses.fields(GenerationConfig)}
+    known = {*pipe.option_names}
     for name in options:
         if name in known & {*_FOR_PROGRAMS}:
             raise UsageError(f"option {name!r} takes an object of a program; leave it out on the command line")

@@ -283,11 +283,18 @@ class Pipeline(abc.ABC, Generic[Options]):
         for items in pieces(checked, self.piece_size(options), min(STREAM_CHARACTERS, CHUNK_CHARACTERS)):
             yield from self.answer(items, options.started())
 
-    def _read_options(self, options: Mapping[str, Any]) -> Options:
-        known = [field.name for field in dataclasses.fields(self.options_type)]
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The names of the options that a call takes."""
+        return tuple(field.name for field in dataclasses.fields(self.options_type))
+
+    def _check_names(self, options: Mapping[str, Any]) -> None:
         for name in options:
-            if name not in known:
-                raise unknown_word(f"option of {self.task}", name, known)
+            if name not in self.option_names:
+                raise unknown_word(f"option of {self.task}", name, self.option_names)
+
+    def _read_options(self, options: Mapping[str, Any]) -> Options:
+        self._check_names(options)
         return self.options_type(**options)  # type: ignore[return-value]
 
     def _open(self) -> Parts:

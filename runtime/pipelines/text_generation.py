@@ -9,7 +9,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError, unknown_word
+from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.arguments import check_text, check_word
 from pinnace.runtime.chat.templates import ChatTemplate, with_text
 from pinnace.runtime.engine.cancellation import Cancellation
@@ -189,12 +189,14 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         """Return the token ids [tokens] of an input: a text as it is framed, messages as the template writes them."""
         return self._prompt(self.check_input(item, "the input"), self._read_options(options))
 
+    @property
+    def option_names(self) -> tuple[str, ...]:
+        """The names of the options that a call takes: its own, and those of a generation."""
+        return (*(name for name in super().option_names if name != "generation"), *_GENERATION)
+
     def _read_options(self, options: Mapping[str, Any]) -> TextGenerationOptions:
-        known = [field.name for field in dataclasses.fields(TextGenerationOptions) if field.name != "generation"]
-        for name in options:
-            if name not in known and name not in _GENERATION:
-                raise unknown_word(f"option of {self.task}", name, [*known, *_GENERATION])
-        own = {name: value for name, value in options.items() if name in known}
+        self._check_names(options)
+        own = {name: value for name, value in options.items() if name not in _GENERATION}
         generation = {name: value for name, value in options.items() if name in _GENERATION}
         return TextGenerationOptions(**own, generation=generation)
 
