@@ -28,7 +28,7 @@ def remember(manifest: Manifest, precision: str, cpu: Cpu, speedup: float) -> No
         speedup: fp32's time divided by the variant's.
     """
     if (place := _place(manifest, precision, cpu)) is not None:
-        write_private(place, json.dumps({"format": _FORMAT, "speedup": round(speedup, 3)}))
+        write_private(place, json.dumps({"format": _FORMAT, "speedup": speedup}))
 
 
 def recall(manifest: Manifest, precision: str, cpu: Cpu) -> float | None:
