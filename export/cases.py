@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from pinnace.arrays import Array
 from pinnace.compare import of_real_tokens
 from pinnace.export.interface import CAPACITY, Interface
 from pinnace.spec import PAST, Limits
 
-Array = npt.NDArray[Any]
 PAST_KEY: Final = f"{PAST}.0.key"
 CHOICES: Final = 3
 PAST_TOKENS: Final = 5

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from pinnace.arrays import Array
 from pinnace.compare import GATES, Difference, difference
 from pinnace.errors import CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
@@ -21,7 +21,6 @@ from pinnace.export.interface import Interface
 from pinnace.runtime.engine.ort import plain_session, run_plain
 from pinnace.spec import PAST, PRESENT, TensorSpec
 
-Array = npt.NDArray[Any]
 Outputs = Mapping[str, Array]
 FIRST_STEP: Final = 4  # tokens of the first of two steps
 

@@ -7,12 +7,13 @@ import math
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.errors import CheckpointError
 from pinnace.models.checkpoints.checkpoint import TensorLocation
 from pinnace.publishing import copy_file
@@ -25,7 +26,6 @@ _STORED: Final[Mapping[str, str]] = types.MappingProxyType({"F32": "<f4", "F16":
 _WRITTEN: Final[Mapping[ir.DataType, tuple[str, str]]] = types.MappingProxyType(
     {ir.DataType.FLOAT: ("F32", "<f4"), ir.DataType.FLOAT16: ("F16", "<f2")}
 )
-Array = npt.NDArray[Any]
 CHECKPOINT_NAME: Final = "model.safetensors"
 INDEX_NAME: Final = "model.safetensors.index.json"
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import dataclasses
 import types
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError, unknown_word
-
-Array = npt.NDArray[Any]
 
 
 @dataclasses.dataclass(frozen=True)

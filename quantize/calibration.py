@@ -10,18 +10,17 @@ import dataclasses
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, NumericalError
 from pinnace.quantize.histogram import Histogram
 from pinnace.quantize.rounding.gptq import Hessian
 from pinnace.runtime.engine.ort import plain_session
 
-Array = npt.NDArray[Any]
 SAMPLE_ROWS: Final = 2048
 GATHERED_ROWS: Final = 2048
 FADING: Final = 0.05  # weight of the latest run in the averaged ends

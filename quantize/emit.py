@@ -5,14 +5,13 @@ from __future__ import annotations
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 from onnx_ir.passes import common
 
+from pinnace.arrays import Array
 from pinnace.quantize.projections import FUSED, Group
 from pinnace.quantize.tensors import TensorPlan, read_weight
 
-Array = npt.NDArray[Any]
 NORMS: Final = frozenset({"LayerNormalization", "RMSNormalization", "SimplifiedLayerNormalization"})
 
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.errors import CheckFailed
 from pinnace.spec import is_cached
 
@@ -81,7 +82,7 @@ def to_fp16(model: ir.Model, islands: Collection[str] = ()) -> bool:
     return bool(floats)
 
 
-def halved(name: str, part: npt.NDArray[Any]) -> npt.NDArray[np.float16]:
+def halved(name: str, part: Array) -> npt.NDArray[np.float16]:
     """Round numbers of a weight to fp16.
 
     Raises:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-Array = npt.NDArray[Any]
+from pinnace.arrays import Array
+
 HALF_BINS: Final = 4096  # on either side of zero
 _SMALLEST: Final = -126  # exponent of the narrowest range
 

@@ -12,9 +12,10 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.projections import FUSED, Group, Projection
-from pinnace.quantize.ranges import TINY, Array, Range, token_shares
+from pinnace.quantize.ranges import TINY, Range, token_shares
 from pinnace.quantize.rounding.gptq import Hessian, compensated_channels
 from pinnace.quantize.rounding.nearest import channel_codes
 from pinnace.quantize.tensors import TensorPlan, read_weight, rows_of

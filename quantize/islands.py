@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.quantize.fp16 import float_values
 from pinnace.runtime.engine.ort import plain_session
 
@@ -18,7 +18,7 @@ FP16_LIMIT: Final = 65504 / 3
 
 
 def too_large_for_fp16(
-    model: ir.Model, written: Path, feeds: Iterable[Mapping[str, npt.NDArray[Any]]], limit: float = FP16_LIMIT
+    model: ir.Model, written: Path, feeds: Iterable[Mapping[str, Array]], limit: float = FP16_LIMIT
 ) -> tuple[str, ...]:
     """Name the nodes that make or read a number beyond ``limit`` on some input; they need fp32.
 

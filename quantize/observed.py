@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.quantize.calibration import Activations
 from pinnace.quantize.int8 import stored_weight, weight_rows
 from pinnace.quantize.projections import Group
 from pinnace.quantize.ranges import (
-    Array,
     Range,
     choose_range,
     joined,

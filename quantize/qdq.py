@@ -12,10 +12,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.int8 import plan_bias, plan_weight
 from pinnace.quantize.projections import Group
-from pinnace.quantize.ranges import Array, Range
+from pinnace.quantize.ranges import Range
 from pinnace.quantize.tensors import TensorPlan
 
 

@@ -10,15 +10,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
+from pinnace.arrays import Array
 from pinnace.quantize.calibration import Activations, spread
 from pinnace.quantize.rounding.nearest import channel_codes
 
-Array = npt.NDArray[Any]
 STRENGTHS: Final = (0.0, 0.35, 0.5, 0.65, 0.8, 0.9)
 # Share of the observed range that a fixed scale covers; what lies beyond is clipped.
 COVERED: Final = (1.0, 0.9, 0.8, 0.7, 0.6)

@@ -9,11 +9,12 @@ from typing import Final
 import numpy as np
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.projections import FUSED, Table
 from pinnace.quantize.rounding.nearest import channel_codes
 from pinnace.quantize.rounding.packing import row_operands
-from pinnace.quantize.tensors import Array, TensorPlan, rows_of
+from pinnace.quantize.tensors import TensorPlan, rows_of
 
 EMBED: Final = "EmbedLayerNormalization"
 _INPUTS: Final = 9  # of EmbedLayerNormalization

@@ -7,18 +7,17 @@ import math
 import types
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Final, cast
 
 import numpy as np
-import numpy.typing as npt
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.errors import BundleError
 from pinnace.quantize.fp16 import halved
 from pinnace.safetensors_header import read_header
 from pinnace.safetensors_writer import write_safetensors
 
-Array = npt.NDArray[Any]
 CHUNK: Final = 1 << 24  # elements read at a time
 LARGE_BYTES: Final = 512 << 20  # a weight of more bytes, such as a large table, is read in parts
 # Type in the graph -> type in the file's words, and in numpy's.

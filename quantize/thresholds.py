@@ -13,9 +13,10 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.quantize.calibration import Activations
 from pinnace.quantize.histogram import Histogram
-from pinnace.quantize.ranges import LEVELS, MIDDLE, Array, Range
+from pinnace.quantize.ranges import LEVELS, MIDDLE, Range
 
 MIN_MAX: Final = "min-max"
 TAIL: Final = 5e-5  # share of the numbers that a percentile leaves out on either side

@@ -10,12 +10,13 @@ from collections.abc import Mapping
 
 import onnx_ir as ir
 
+from pinnace.arrays import Array
 from pinnace.quantize.emit import Emitter
 from pinnace.quantize.int8 import weight_rows
 from pinnace.quantize.projections import FUSED, Projection
 from pinnace.quantize.rounding.packing import ACCURACY_LEVEL, matmul_operands
 from pinnace.quantize.rounding.rounders import Rounding
-from pinnace.quantize.tensors import Array, TensorPlan
+from pinnace.quantize.tensors import TensorPlan
 
 
 def quantize_projection(

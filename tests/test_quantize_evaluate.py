@@ -102,10 +102,13 @@ def test_the_figures_of_the_trained_question_answering(bundle_of: BundleOf, tmp_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "f1", "exact"), [("qa_dev.json", 100.0, 100.0), ("qa_dev_long.json", 78.9, 76.7)])
-def test_the_figures_of_whole_sets(bundle_of: BundleOf, name: str, f1: float, exact: float) -> None:
+@pytest.mark.parametrize(
+    ("name", "count", "f1", "exact"), [("qa_dev.json", 150, 100.0, 100.0), ("qa_dev_long.json", 50, 78.8, 78.0)]
+)
+def test_the_figures_of_the_sets(bundle_of: BundleOf, name: str, count: int, f1: float, exact: float) -> None:
+    """Those that the SQuAD metric of transformers 4.57 gives of its own answers to the same questions."""
     bundle = bundle_of("bert-glossary-qa")
-    found = Judge(bundle, read_examples(DATA / name, "qa"), 1).score(bundle, "fp32")
+    found = Judge(bundle, some(read_examples(DATA / name, "qa"), count), 1).score(bundle, "fp32")
     assert (round(100 * found.value, 1), round(100 * found.details["exact_match"], 1)) == (f1, exact)
 
 

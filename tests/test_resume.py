@@ -9,13 +9,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from pinnace.cli import run as cli_run
-from pinnace.cli.answers import AnswersFile, whole_lines
+from pinnace.cli.answering import Answering
+from pinnace.cli.answers import AnswersFile, Kept, whole_lines
+from pinnace.cli.inputs import Item
 from pinnace.cli.main import main
 from pinnace.cli.output import Console
 from pinnace.cli.progress import Progress
@@ -77,16 +79,16 @@ def test_a_killed_run_goes_on(
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, count: int) -> list[int]:
     """Let a run end after so many answers; the list tells how many inputs each run was given."""
-    real, given = cli_run._answers, []
+    real, given = Answering.answers, []
 
-    def few(pipe: object, items: object, options: object) -> object:
-        for number, answer in enumerate(real(pipe, items, options)):  # type: ignore[arg-type]
+    def few(self: Answering, items: Iterable[Item]) -> Iterator[Any]:
+        for number, answer in enumerate(real(self, items)):
             given.append(number)
             if number == count:
                 raise KeyboardInterrupt
             yield answer
 
-    monkeypatch.setattr(cli_run, "_answers", few)
+    monkeypatch.setattr(Answering, "answers", few)
     return given
 
 
@@ -115,7 +117,7 @@ def test_each_answer_is_in_the_file_when_the_next_one_is_made(
             there.append(sum(path.read_bytes().count(b"\n") for path in partials(tmp_path)))
             yield {"number": number}
 
-    monkeypatch.setattr(cli_run, "_answers", watched)
+    monkeypatch.setattr(Answering, "answers", watched)
     assert run(bundle_of("tiny-classify"), "-i", source, "-o", tmp_path / "out.jsonl", "--resume") == 0
     assert there == [0, 1, 2, 3, 4]
 
@@ -214,7 +216,7 @@ def test_a_full_disk_keeps_what_can_be_resumed(tmp_path: Path) -> None:
     answers = AnswersFile(tmp_path / "out", {}, resume=True)
     with answers.opened() as file:
         file.write("last\n")
-    assert answers.done == 819
+    assert answers.kept == Kept(819)
     assert (tmp_path / "out").read_text() == "line\n" * 819 + "last\n"
 
 

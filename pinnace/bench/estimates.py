@@ -20,7 +20,7 @@ P99_SAMPLES: Final = 1000
 _PER_ROUND: Final = 400
 
 PERCENTILES: Final = {"latency_p50_s": 50.0, "latency_p90_s": 90.0, "latency_p95_s": 95.0, "latency_p99_s": 99.0}
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 Places = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -75,11 +75,11 @@ def samples(rounds: Sequence[Sequence[float]]) -> Samples:
     return Samples(len(pooled), tuple(float(f"{value:.6g}") for value in thinned(pooled, MAX_SAMPLES)))
 
 
-def thinned(ordered: Array, most: int) -> Array:
+def thinned(ordered: Floats, most: int) -> Floats:
     """At most so many of sorted values at even distances, the first and the last among them."""
     if len(ordered) <= most:
         return ordered
-    chosen: Array = ordered[np.round(np.linspace(0, len(ordered) - 1, most)).astype(int)]
+    chosen: Floats = ordered[np.round(np.linspace(0, len(ordered) - 1, most)).astype(int)]
     return chosen
 
 
@@ -96,9 +96,9 @@ def _mean(rounds: Sequence[Sequence[float]], seed: int, starts: int | None) -> M
 
 
 def _percentile(
-    rounds: Sequence[Sequence[float]], percent: float, pooled: Array, seed: int, starts: int | None
+    rounds: Sequence[Sequence[float]], percent: float, pooled: Floats, seed: int, starts: int | None
 ) -> Measure:
-    def statistic(times: Array) -> float:
+    def statistic(times: Floats) -> float:
         return float(np.percentile(times, percent))
 
     kept = [thinned(np.sort(np.asarray(times, float)), _PER_ROUND) for times in rounds if len(times)]
@@ -131,7 +131,7 @@ def _resampled(count: int, starts: int | None, seed: int) -> tuple[Places, ...]:
     return tuple(resample() for _ in range(RESAMPLES))
 
 
-def _interval(drawn: Array, value: float, clusters: int) -> tuple[float, float]:
+def _interval(drawn: Floats, value: float, clusters: int) -> tuple[float, float]:
     """The percentiles of a bootstrap, moved away from the value as far as so few clusters tell too little.
 
     A bootstrap of n clusters has a variance too small by (n - 1) / n, and knows of no Student's distribution.

@@ -8,10 +8,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.bench.jobs import IDS, PROMPT, TEXTS, Texts, answer_text, rows_of, rows_to_compare
 from pinnace.bench.loop import Prepared, Seen
 from pinnace.runtime.bundles.bundle import Bundle
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.session import Session
 from pinnace.spec import Manifest
 

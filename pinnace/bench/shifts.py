@@ -17,7 +17,7 @@ _STILL: Final = 1e-4
 _CHOICE: Final = 0.05  # the level at which the wider of two intervals is chosen
 # Two runs without the machine's rates differ by so much for reasons that nothing in them tells.
 _BETWEEN_RUNS: Final = 0.04
-Array = np.ndarray[Any, np.dtype[np.float64]]
+Floats = np.ndarray[Any, np.dtype[np.float64]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Shift:
         return 2 * (1 - t_probability(beyond / self.error, self.freedom)) if self.error else 0.0
 
 
-def explained(before: Array, after: Array, *limits: Sequence[Sequence[float]]) -> tuple[Array, Array, float]:
+def explained(before: Floats, after: Floats, *limits: Sequence[Sequence[float]]) -> tuple[Floats, Floats, float]:
     """Take away what the machine's own rates explain: a slow hour of the machine is no slow program.
 
     How much a measure follows the machine is learnt inside the runs, and only there: the difference between them is
@@ -80,7 +80,7 @@ def explained(before: Array, after: Array, *limits: Sequence[Sequence[float]]) -
     return before - slope @ slow[0], after - slope @ slow[1], abs(unexplained)
 
 
-def drawn_in(values: Array, starts: int = 1) -> Array:
+def drawn_in(values: Floats, starts: int = 1) -> Floats:
     """Values farther from the median than noise goes are drawn in to where it ends.
 
     Where most rounds of a start lie that far, its process is another one, and they stay.
@@ -94,7 +94,7 @@ def drawn_in(values: Array, starts: int = 1) -> Array:
     return np.concatenate([part if np.mean(part != drawn) > 0.5 else drawn for part, drawn in parts])
 
 
-def shift_of_one(values: Array, starts: int) -> Shift:
+def shift_of_one(values: Floats, starts: int) -> Shift:
     """The level of one series, by whichever of rounds and starts knows less of it.
 
     Args:
@@ -111,7 +111,7 @@ def shift_of_one(values: Array, starts: int) -> Shift:
     return max(levels, key=lambda level: level.reach(_CHOICE))
 
 
-def shift_of_two(before: Array, after: Array, starts: tuple[int, int], unexplained: float) -> Shift:
+def shift_of_two(before: Floats, after: Floats, starts: tuple[int, int], unexplained: float) -> Shift:
     """The difference of two series that were measured apart; ``unexplained`` is an error of its own."""
     one, other = shift_of_one(before, starts[0]), shift_of_one(after, starts[1])
     variance = one.error**2 + other.error**2
@@ -121,7 +121,7 @@ def shift_of_two(before: Array, after: Array, starts: tuple[int, int], unexplain
     return Shift(other.value - one.value, math.sqrt(variance + unexplained**2), freedom)
 
 
-def _of_rounds(values: Array, share: float) -> Shift:
+def _of_rounds(values: Floats, share: float) -> Shift:
     """The trimmed mean; neighbours that resemble each other count as fewer rounds, and their error is known less."""
     count = len(values)
     kept = count - 2 * int(_TRIM * count)
@@ -135,13 +135,13 @@ def _of_starts(medians: Sequence[float]) -> Shift:
     return Shift(statistics.mean(medians), error, len(medians) - 1.0)
 
 
-def trimmed_mean(values: Array) -> float:
+def trimmed_mean(values: Floats) -> float:
     """The mean without the smallest and the largest fifth."""
     cut = int(_TRIM * len(values))
     return float(np.sort(values)[cut : len(values) - cut].mean())
 
 
-def winsorized_variance(values: Array) -> float:
+def winsorized_variance(values: Floats) -> float:
     """The variance with the smallest and the largest fifth drawn in to their neighbours."""
     ordered = np.sort(values)
     cut = int(_TRIM * len(values))
@@ -150,7 +150,7 @@ def winsorized_variance(values: Array) -> float:
     return float(ordered.var(ddof=1)) if len(ordered) > 1 else 0.0
 
 
-def effective_share(values: Array) -> float:
+def effective_share(values: Floats) -> float:
     """How many independent rounds these are worth, as a share: by the correlation of neighbours."""
     centred = values - np.median(values)
     spread = float((centred**2).sum())

@@ -8,15 +8,24 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, Final
+from typing import IO, Any, Final, NamedTuple
 
 from pinnace.errors import InputError, MachineError, UsageError
 from pinnace.json_text import to_json
 
+# How the line of an input that could not be answered begins.
+ERROR_MARK: Final = '{"error": '
 _SUFFIX: Final = ".partial"
 _LEFTOVER: Final = re.compile(r"\.[0-9a-f]{12}\.partial$")
 _HEAD_BYTES: Final = 1 << 16
 _BLOCK: Final = 1 << 20
+
+
+class Kept(NamedTuple):
+    """What an interrupted run left: lines of answers, and those of them that are errors."""
+
+    answers: int = 0
+    failed: int = 0
 
 
 class AnswersFile:
@@ -30,14 +39,14 @@ class AnswersFile:
         resume: go on with the partial file of the same run, and keep it if this one is interrupted too.
 
     Attributes:
-        done: answers that were there already.
+        kept: what was there already.
     """
 
     def __init__(self, target: Path, facts: Mapping[str, Any], *, resume: bool) -> None:
         key = hashlib.sha256(to_json(facts, ascii_only=True).encode()).hexdigest()[:12]
         self._target, self._resume = target, resume
         self._partial = target.with_name(f"{target.name[:100]}.{key}{_SUFFIX}")
-        self.done = 0
+        self.kept = Kept()
 
     @contextlib.contextmanager
     def opened(self) -> Iterator[IO[str]]:
@@ -57,8 +66,9 @@ class AnswersFile:
         try:
             with os.fdopen(descriptor, "r+", encoding="utf-8", errors="backslashreplace") as file:
                 self._lock(file)
-                size, self.done = whole_lines(file.fileno()) if self._resume else (0, 0)
+                size, count = whole_lines(file.fileno()) if self._resume else (0, 0)
                 file.truncate(size)
+                self.kept = Kept(count, sum(line.startswith(ERROR_MARK) for line in file))
                 file.seek(size)
                 try:
                     yield file
@@ -100,8 +110,8 @@ class AnswersFile:
             return error
         # `input_facts` tells a new file under the old name from this one.
         return InputError(
-            f"{error}\n  {count:,} answers are kept in {self._partial}. Mend the line in place (a new file under the "
-            "same name, as sed -i makes, is another input) and run again with --resume"
+            f"{error}\n  {count:,} answers are kept in {self._partial}. Run again with --resume: with --on-error write "
+            "too, or with the line mended in place (a new file under the same name, as sed -i makes, is another input)"
         )
 
     def _kept(self) -> str:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pinnace.bench.report.files import check_places
 from pinnace.cli.bench_flags import MIXED
 from pinnace.cli.commands import COMMANDS
-from pinnace.cli.inputs import items_of_lines
+from pinnace.cli.lines import items_of_lines
 from pinnace.cli.output import Console
 from pinnace.errors import MissingExtra, UsageError, unknown_word
 from pinnace.forms import FORMS
@@ -152,6 +152,8 @@ def _texts(bundle: str, arguments: SimpleNamespace) -> dict[str, Any]:
             raise UsageError(f"{arguments.input} has no line to answer")
         pipe = pipeline(task, opened)
         for item in found:
+            if item.error is not None:
+                raise item.error
             pipe.check_input(item.value, item.place)
         name, items = f"{len(found):,} inputs of {Path(arguments.input).name}", [item.value for item in found]
         options = found[0].options

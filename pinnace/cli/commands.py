@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping
 from typing import Final
 
+from pinnace.cli.answering import STOP, WRITE
 from pinnace.cli.bench_flags import (
     as_counts,
     as_lengths,
@@ -17,7 +18,7 @@ from pinnace.cli.bench_flags import (
     as_words,
 )
 from pinnace.cli.flags import Command, Flag, Positional, as_count, as_number, as_path, as_port, as_share, as_sizes
-from pinnace.cli.inputs import LINES
+from pinnace.cli.lines import LINES
 from pinnace.spec import AUTO, GRAPH_NAMES, PRECISIONS, TARGETS
 
 EXPORT_PRECISIONS: Final = ("fp32", "fp16", "int8", "int4")
@@ -119,6 +120,10 @@ _ROWS: Final = (
             Flag("output", "write the answers here, whole or not at all", "FILE", "o", convert=as_path),
             Flag("resume", "go on behind the answers of an interrupted run of the same command; given to the first run "
                  "too, it keeps them where a line is bad"),
+            Flag("on-error", "what a line that cannot be answered does: stop, the default, ends the run; write leaves "
+                 "its error in the answer's place, and the exit code is 1 at the end", choices=(STOP, WRITE)),
+            Flag("keep", "a field of the lines, such as an id, that goes along beside the answer; give it once for "
+                 "each", "FIELD", repeated=True),
             Flag("lines", "what lines are; auto goes by the file's ending, else by the first line", choices=LINES),
             Flag("question", "the question, in place of TEXT", "TEXT"),
             Flag("context", "the text that holds the answer", "TEXT"),

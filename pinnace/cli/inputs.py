@@ -1,24 +1,14 @@
-"""Inputs of ``pinnace run``: which fields a task takes, from flags for one input, from lines for many."""
+"""Inputs of ``pinnace run``: which fields a task takes, and one input made of flags."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
-import os
-import stat
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, Final
+from typing import Any, Final
 
-from pinnace.errors import InputError, UsageError, nearest_word, unknown_word
+from pinnace.errors import PinnaceError, UsageError, nearest_word
 from pinnace.forms import FORMS, Form
-
-MAX_LINE_BYTES: Final = 64 << 20
-LINES: Final = ("auto", "json", "text")
-_FORMAT_OF_SUFFIX: Final[Mapping[str, str]] = {".jsonl": "json", ".ndjson": "json", ".json": "json", ".txt": "text"}
-
 
 # Field -> the flag that gives it, where the two are not spelled alike.
 _FLAG_OF_FIELD: Final[Mapping[str, str]] = {"documents": "document", "choices": "choice"}
@@ -27,12 +17,29 @@ INPUT_FIELDS: Final = tuple(dict.fromkeys(field for form in FORMS.values() for f
 
 @dataclasses.dataclass(frozen=True)
 class Item:
-    """One input as its pipeline takes it, and where it came from."""
+    """One input as its pipeline takes it, and where it came from.
+
+    Attributes:
+        value: what the pipeline takes; nothing where the line is wrong.
+        options: of its call.
+        place: where it stands, for messages.
+        line: number of its line, from 1; 0 where it has none.
+        end: bytes of the file up to the end of its line.
+        kept: fields of its line that its answer shall hold.
+        error: why it cannot be answered, None where nothing is known against it.
+    """
 
     value: Any
     options: dict[str, Any]
     place: str
-    end: int = 0  # bytes of the file up to the end of its line
+    line: int = 0
+    end: int = 0
+    kept: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    error: PinnaceError | None = None
+
+    def failed(self, error: PinnaceError) -> Item:
+        """This item, with why it cannot be answered."""
+        return dataclasses.replace(self, error=error)
 
 
 def flag_of(field: str) -> str:
@@ -71,7 +78,8 @@ def one_input(task: str, text: str | None, given: Mapping[str, Any], *, lines: b
     if missing := [name for name in (form.text, *form.required) if name not in fields]:
         shown = "TEXT" if missing[0] == form.text else f"--{flag_of(missing[0])}"
         raise UsageError(f"{task} needs {shown}.\n  for example: pinnace run BUNDLE {form.example}")
-    return _item(form, fields, {}, "the input")
+    value, own = split(form, fields)
+    return Item(value, own, "the input")
 
 
 def shared_options(task: str, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -105,59 +113,11 @@ def read_labels(flag: str, said: str) -> list[str]:
     return found
 
 
-def items_of_lines(task: str, source: str, lines: str, shared: Mapping[str, Any]) -> Iterator[Item]:
-    """Read inputs from a file or standard input (``-``), one a line, as they are asked for.
-
-    Args:
-        task: the task's full name.
-        source: path, or ``-``.
-        lines: ``"json"``, ``"text"`` or ``"auto"``: by the file's ending, else by the first line.
-        shared: options of every call.
-
-    Raises:
-        UsageError: no such file.
-        InputError: a line that is no input of this task; the text has its number.
-    """
-    form = FORMS[task]
-    name = "standard input" if source == "-" else source
-    kind = lines if lines != "auto" else _FORMAT_OF_SUFFIX.get(Path(source).suffix.lower(), "")
-    with _opened(source) as file:
-        number = end = 0
-        first = True
-        while raw := file.readline(MAX_LINE_BYTES + 1):
-            number += 1
-            end += len(raw)
-            place = f"line {number} of {name}"
-            if len(raw) > MAX_LINE_BYTES:
-                raise InputError(f"{place} is longer than {MAX_LINE_BYTES:,} bytes; split it")
-            line = _decoded(raw, place).strip("\r\n")
-            if not line.strip():
-                continue
-            kind = kind or ("json" if _is_json(line) else "text")
-            if first and kind == "json" and _begins_list(task, line):
-                raise InputError(_one_a_line(form, place))
-            first = False
-            value = line if kind == "text" else _parsed(line, place)
-            yield dataclasses.replace(_line_item(task, form, value, shared, place), end=end)
-
-
-def _line_item(task: str, form: Form, value: Any, shared: Mapping[str, Any], place: str) -> Item:
-    if isinstance(value, list) and not _is_conversation(task, value):
-        raise InputError(f"{place} is a list, expected one input; give each item a line of its own")
-    fields = value if isinstance(value, dict) else {form.text: value}
-    for name in fields:
-        if name not in form.fields:
-            raise InputError(f"{place}: {unknown_word(f'field of {task}', str(name), form.fields)}")
-    if missing := [name for name in (form.text, *form.required) if name not in fields]:
-        raise InputError(f"{place} has no {missing[0]!r}; {task} takes {_shape(form)}")
-    return _item(form, fields, shared, place)
-
-
-def _item(form: Form, fields: Mapping[str, Any], shared: Mapping[str, Any], place: str) -> Item:
+def split(form: Form, fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """What the pipeline takes as its input, and what as an option of the call."""
     own = {form.option: fields[form.option]} if form.option in fields else {}
     inputs = {name: value for name, value in fields.items() if name != form.option}
-    alone = len(inputs) == 1
-    return Item(inputs[form.text] if alone else inputs, {**shared, **own}, place)
+    return inputs[form.text] if len(inputs) == 1 else inputs, own
 
 
 def _refuse_empty(said: Mapping[str, Any]) -> None:
@@ -174,25 +134,9 @@ def _refuse_foreign(task: str, form: Form, fields: Mapping[str, Any]) -> None:
             raise UsageError(f"--{flag_of(field)} does not belong to {task}, which takes TEXT{flags and f', {flags}'}")
 
 
-def _shape(form: Form) -> str:
+def shape_of(form: Form) -> str:
     optional = [f'"{name}" (may be left out)' for name in form.optional]
     return "{" + ", ".join([*(f'"{name}": ...' for name in (form.text, *form.required)), *optional]) + "}"
-
-
-@contextlib.contextmanager
-def _opened(source: str) -> Iterator[BinaryIO]:
-    if source == "-":
-        yield sys.stdin.buffer
-        return
-    try:
-        descriptor = os.open(source, os.O_RDONLY)
-        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
-            os.close(descriptor)
-            raise UsageError(f"cannot read {source}: it is a folder; give a file with one input a line")
-    except OSError as error:
-        raise UsageError(f"cannot read {source}: {error.strerror}{near_path(source)}") from None
-    with os.fdopen(descriptor, "rb") as file:
-        yield file
 
 
 def near_path(path: str) -> str:
@@ -204,58 +148,3 @@ def near_path(path: str) -> str:
         return ""
     near = nearest_word(Path(path).name, names, 0.6)
     return f". Did you mean {Path(path).parent / near}?" if near and near != Path(path).name else ""
-
-
-def _decoded(raw: bytes, place: str) -> str:
-    try:
-        return raw.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{place} is not UTF-8 text (byte {error.start + 1}); convert the file") from None
-
-
-def _is_json(line: str) -> bool:
-    """Whether a first line is JSON that can only be meant as such: a number or a word in brackets may be a text."""
-    try:
-        value = json.loads(line)
-    except (ValueError, RecursionError):
-        return line.strip() == "["  # a list goes on in the next lines
-    return isinstance(value, str | dict) or _is_messages(value)
-
-
-def _is_messages(value: Any) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) for one in value)
-
-
-def _is_conversation(task: str, value: Any) -> bool:
-    return task == "text-generation" and _is_messages(value)
-
-
-def _begins_list(task: str, line: str) -> bool:
-    """Whether a first line is a JSON list of inputs, or the beginning of one over many lines."""
-    if not line.lstrip().startswith("["):
-        return False
-    try:
-        return not _is_conversation(task, json.loads(line))
-    except json.JSONDecodeError as error:
-        return error.pos >= len(line.rstrip()) - 1  # the line is right as far as it goes
-    except (ValueError, RecursionError):
-        return False
-
-
-def _one_a_line(form: Form, place: str) -> str:
-    """The message for a list of inputs; its remedy leaves out what else an example for quantize has."""
-    fields = ", ".join(f'"{name}"' for name in (form.text, *form.required))
-    item = f"{{name: one[name] for name in ({fields})}}" if form.required else "one"
-    return (
-        f"{place} begins a JSON list, expected one whole input a line. This writes the items of a list so:\n"
-        f"  python -c 'import json, sys; [print(json.dumps({item})) for one in json.load(sys.stdin)]' "
-        "< LIST.json > LINES.jsonl\n  For plain texts, give --lines text"
-    )
-
-
-def _parsed(line: str, place: str) -> Any:
-    try:
-        return json.loads(line)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{place} is not JSON: {reason}. Mend it; for plain texts, give --lines text") from None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import shlex
 import sys
@@ -12,19 +11,13 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import IO, Any, Final, TypeAlias
 
-from pinnace.cli.answers import AnswersFile, input_facts
-from pinnace.cli.inputs import (
-    INPUT_FIELDS,
-    Item,
-    flag_of,
-    items_of_lines,
-    one_input,
-    read_labels,
-    shared_options,
-)
+from pinnace.cli.answering import ANSWER_FIELDS, WRITE, Answering
+from pinnace.cli.answers import AnswersFile, Kept, input_facts
+from pinnace.cli.inputs import INPUT_FIELDS, Item, flag_of, one_input, read_labels, shared_options
+from pinnace.cli.lines import items_of_lines
 from pinnace.cli.output import Console
 from pinnace.cli.progress import Progress
-from pinnace.errors import MachineError, UsageError, unknown_word
+from pinnace.errors import CheckFailed, MachineError, UsageError, unknown_word
 from pinnace.forms import FORMS
 from pinnace.spec import canonical_task
 
@@ -52,6 +45,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     single = one_input(task, text, given, lines=source is not None)
     if single is None and source is None:
         source = _piped(task)
+    keep = _kept_fields(arguments, single is not None)
     output = _chosen_output(arguments, console, single is not None)
     if output is not None and source is not None:
         _check_apart(source, output)
@@ -67,26 +61,33 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         "manifest": bundle.manifest.to_json(),
         "options": options,
         "fields": given,
+        "keep": keep,
         "json": console.json,
     }
     if arguments.resume or (single is None and Path(str(source)).is_file()):
         decides |= {"input": input_facts(str(source)), "lines": arguments.lines}
 
+    shared = shared_options(task, given)
+    answering = Answering(pipe, options, shared, records=bool(keep), write_errors=arguments.on_error == WRITE)
+
     def answers(done: int) -> Iterator[Any]:
         if single is not None:
             return iter([pipe(single.value, **{**options, **single.options})])
         progress = Progress(console, _size_of(str(source)), done)
-        items = items_of_lines(task, str(source), arguments.lines or "auto", shared_options(task, given))
-        found = _answers(pipe, _rest(items, done, progress), options)
+        items = items_of_lines(task, str(source), arguments.lines or "auto", shared, keep)
+        found = answering.answers(_rest(items, done, progress))
         watched = console.live and (output is not None or not sys.stdout.isatty())
         return progress.watch(found) if watched else found
 
-    count, done = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
-    if not count and not done:  # no error: one of many files may well hold no input
+    count, kept = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
+    if not count and not kept.answers:  # no error: one of many files may well hold no input
         name = "standard input" if source == "-" else source
         console.warn(f"nothing to answer: {name} is empty{'' if arguments.input else '; give TEXT or --input FILE'}")
         return 0
     console.detail(f"{count} answered in {console.seconds:.2f} s")
+    if failed := kept.failed + answering.failed:
+        console.warn(f"{failed:,} of {kept.answers + count:,} lines have an error in place of an answer")
+        return CheckFailed.exit_code
     _say_next(arguments, console, lines=single is None)
     return 0
 
@@ -126,6 +127,23 @@ def _check_options(pipe: Any, options: dict[str, Any]) -> None:
             raise unknown_word(f"option of {pipe.task}", name, known - {*_FOR_PROGRAMS})
 
 
+def _kept_fields(arguments: SimpleNamespace, alone: bool) -> tuple[str, ...]:
+    """The fields of lines that their answers shall hold.
+
+    Raises:
+        UsageError: flags for lines, and there is one input; or a name that an answer's record has of its own.
+    """
+    keep = tuple(dict.fromkeys(arguments.keep or ()))
+    if alone and (keep or arguments.on_error):
+        raise UsageError("--keep and --on-error go with lines: --input FILE, or - for standard input")
+    for name in keep:
+        if name in ANSWER_FIELDS:
+            raise UsageError(
+                f"--keep {name} would take the place of the answer's own field; name that of the lines anew"
+            )
+    return keep
+
+
 def _value(text: str) -> Any:
     if text in _PYTHON_WORDS:
         return _PYTHON_WORDS[text]
@@ -144,18 +162,6 @@ def _piped(task: str) -> str:
     return "-"
 
 
-def _answers(pipe: Any, items: Iterator[Item], options: dict[str, Any]) -> Iterator[Any]:
-    """Answer a stream; neighbours with the same options share their batches."""
-    for own, group in itertools.groupby(items, key=lambda item: item.options):
-        yield from pipe(_checked(pipe, group), **{**options, **own})
-
-
-def _checked(pipe: Any, items: Iterator[Item]) -> Iterator[Any]:
-    for item in items:
-        pipe.check_input(item.value, item.place)  # so that the message names the line
-        yield item.value
-
-
 def _rest(items: Iterator[Item], done: int, progress: Progress) -> Iterator[Item]:
     """Pass on the items that have no answer yet, and say how far the input is read."""
     for number, item in enumerate(items):
@@ -170,31 +176,31 @@ def _size_of(source: str) -> int | None:
     return Path(source).stat().st_size if Path(source).is_file() else None
 
 
-Opened: TypeAlias = contextlib.AbstractContextManager[tuple[IO[str], int]]
+Opened: TypeAlias = contextlib.AbstractContextManager[tuple[IO[str], Kept]]
 
 
 def _write(
     answers: Callable[[int], Iterator[Any]], facts: dict[str, Any], destination: Opened, console: Console
-) -> tuple[int, int]:
+) -> tuple[int, Kept]:
     """Write results as they come: one a line, or inside one object where ``--json`` asks for it.
 
     Returns:
-        how many were written, and how many were there already.
+        how many were written, and what was there already.
     """
     count = 0
-    with destination as (file, done):
-        if done:
-            console.log(f"{done:,} answers are there already")
+    with destination as (file, kept):
+        if kept.answers:
+            console.log(f"{kept.answers:,} answers are there already")
         if console.json:
-            count = _write_object(answers(done), facts, file, console)
+            count = _write_object(answers(kept.answers), facts, file, console)
         else:
-            for result in answers(done):
+            for result in answers(kept.answers):
                 file.write(f"{console.to_json(result)}\n")
                 file.flush()  # so that a run which is killed keeps it
                 count += 1
         file.flush()
     console.clear()
-    return count, done
+    return count, kept
 
 
 def _write_object(results: Iterator[Any], facts: dict[str, Any], file: IO[str], console: Console) -> int:
@@ -243,20 +249,20 @@ def _check_apart(source: str, output: Path) -> None:
 @contextlib.contextmanager
 def _destination(
     output: Path | None, decides: dict[str, Any], console: Console, *, resume: bool
-) -> Iterator[tuple[IO[str], int]]:
-    """Standard output, or a file that appears whole or not at all; and how many answers it has already."""
+) -> Iterator[tuple[IO[str], Kept]]:
+    """Standard output, or a file that appears whole or not at all; and what it has already."""
     if output is None:
-        yield console.out, 0
+        yield console.out, Kept()
     elif output.exists() and not output.is_file():  # a device or pipe cannot be replaced
         try:
             with output.open("w", encoding="utf-8") as file:
-                yield file, 0
+                yield file, Kept()
         except OSError as error:
             raise MachineError(f"cannot write {output}: {error.strerror}") from None
     else:
         answers = AnswersFile(output, decides, resume=resume)
         with answers.opened() as file:
-            yield file, answers.done
+            yield file, answers.kept
 
 
 def _say_next(arguments: SimpleNamespace, console: Console, *, lines: bool) -> None:

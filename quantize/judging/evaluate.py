@@ -11,13 +11,14 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.compare import Evaluation
 from pinnace.errors import NumericalError, UsageError
 from pinnace.quantize.examples.example import Example
 from pinnace.quantize.examples.forms import MASKED_TASKS
 from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.judging.evaluate_tokens import POSITIONS, TokenJudge, prompt_feeds
-from pinnace.quantize.judging.metrics import Array, cosines, divergence, largest_difference
+from pinnace.quantize.judging.metrics import cosines, divergence, largest_difference
 from pinnace.quantize.judging.task_metrics import metric_of
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.session import Session

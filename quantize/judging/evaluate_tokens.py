@@ -8,11 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.compare import Evaluation
 from pinnace.errors import InputError, NumericalError
 from pinnace.quantize.examples.random_inputs import inputs_of
 from pinnace.quantize.examples.source import Examples
-from pinnace.quantize.judging.metrics import Array, divergence, token_nats, top1_kept
+from pinnace.quantize.judging.metrics import divergence, token_nats, top1_kept
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.cancellation import RunLimit
 from pinnace.runtime.engine.session import Session

@@ -6,13 +6,12 @@ import re
 import string
 from collections import Counter
 from collections.abc import Collection, Hashable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError
-
-Array: TypeAlias = np.ndarray[Any, np.dtype[Any]]
 
 SIMILARITIES: Final = 1 << 22  # of vectors, worked on at a time; some three arrays of this size live at once
 _ARTICLES: Final = re.compile(r"\b(a|an|the)\b")

@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, unknown_word
 from pinnace.quantize.examples.example import Example
 from pinnace.quantize.examples.source import Examples
 from pinnace.quantize.judging.metrics import (
-    Array,
     answer_f1,
     correlation,
     exact_match,

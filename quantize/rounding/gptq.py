@@ -9,15 +9,15 @@ computes with a Cholesky factor of the inverse, in the form of LDLQ (Chee et al.
 from __future__ import annotations
 
 import functools
-from typing import Any, Final, NamedTuple, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
 
+from pinnace.arrays import Array
 from pinnace.errors import NumericalError, UsageError
 from pinnace.quantize.rounding.nearest import (
     FULL_LIMIT,
-    Array,
     Blocks,
     Codes,
     Floats,
@@ -199,7 +199,7 @@ class _Grid(NamedTuple):
     high: int
 
 
-def _compensate(w: Array, hessian: Hessian, damping: float, grid: _Grid, codes: npt.NDArray[Any]) -> None:
+def _compensate(w: Array, hessian: Hessian, damping: float, grid: _Grid, codes: Array) -> None:
     """Fill ``codes`` [N, K]."""
     for columns, order, unit in hessian.factors(damping):
         places = columns.start + order

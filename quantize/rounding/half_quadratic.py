@@ -13,10 +13,10 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError
 from pinnace.quantize.rounding.nearest import (
     SMALLEST_SCALE,
-    Array,
     Blocks,
     Floats,
     block_codes,

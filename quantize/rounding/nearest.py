@@ -9,9 +9,9 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from pinnace.arrays import Array
 from pinnace.errors import NumericalError, UsageError, unknown_word
 
-Array = npt.NDArray[Any]
 Floats = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
 Codes = npt.NDArray[np.int8]

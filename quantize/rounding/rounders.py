@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from pinnace.arrays import Array
 from pinnace.quantize.rounding.gptq import Hessian, compensated_blocks
 from pinnace.quantize.rounding.half_quadratic import half_quadratic_blocks
-from pinnace.quantize.rounding.nearest import Array, Blocks, block_codes
+from pinnace.quantize.rounding.nearest import Blocks, block_codes
 
 Rounding = Callable[[Array], Blocks]
 

@@ -11,9 +11,9 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.compare import GATES, difference, of_real_tokens
 from pinnace.errors import BundleError, CheckFailed
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.ort import as_halves
 from pinnace.runtime.engine.session import Session
 from pinnace.spec import TensorSpec

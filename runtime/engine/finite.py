@@ -6,8 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import NumericalError
-from pinnace.runtime.engine.inputs import Array
 
 
 def check_finite(outputs: Mapping[str, Array], path: object) -> None:

@@ -9,10 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, nearest_word
 from pinnace.spec import Limits, Manifest, TensorSpec
-
-Array = np.ndarray[Any, Any]
 
 # Input -> one past the largest value that it may hold.
 VALUE_LIMITS: Final[Mapping[str, Callable[[Limits], int]]] = types.MappingProxyType(

@@ -10,12 +10,12 @@ from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+from pinnace.arrays import Array
 from pinnace.errors import BundleError, DeadlineExceeded, MachineError, PinnaceError, UsageError
 from pinnace.runtime.bundles import integrity
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine import providers, shared_threads
 from pinnace.runtime.engine.cancellation import Cancellation
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.ort import onnxruntime, version
 from pinnace.runtime.machine import large_pages
 from pinnace.spec import MANIFEST_NAME, PAST, PRESENT, CacheSpec, TensorSpec, is_cached

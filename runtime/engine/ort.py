@@ -15,8 +15,8 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import MachineError
-from pinnace.runtime.engine.inputs import Array
 
 # Two distributions that install the same module; whichever came last has overwritten the other.
 CPU_PACKAGE: Final = "onnxruntime"

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError, unknown_word
 from pinnace.runtime.arguments import check_count, check_seconds
 from pinnace.runtime.bundles.bundle import Bundle
@@ -19,11 +20,25 @@ from pinnace.runtime.engine import shared_threads
 from pinnace.runtime.engine.cancellation import Cancellation, check_cancellation
 from pinnace.runtime.engine.finite import check_finite
 from pinnace.runtime.engine.footprint import Footprint, check_memory_limit
-from pinnace.runtime.engine.inputs import Array, check_inputs, example_inputs
+from pinnace.runtime.engine.inputs import check_inputs, example_inputs
 from pinnace.runtime.engine.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
 from pinnace.runtime.machine import cores, threads
 from pinnace.runtime.machine.forks import renew_in_children
 from pinnace.spec import TensorSpec
+
+
+@dataclasses.dataclass(frozen=True)
+class _Settings:
+    """What a session is opened with, again in a forked child or after unpickling."""
+
+    path: Path
+    verify: bool
+    precision: str
+    device: str
+    threads: int | None
+    spin: bool
+    check_finite: bool
+    memory_limit: int | None
 
 
 class Session:
@@ -62,16 +77,10 @@ class Session:
     ) -> None:
         check_count("threads", threads)
         check_memory_limit(memory_limit)
-        self._settings: dict[str, Any] = {
-            "path": bundle.path,
-            "verify": bundle.verified,
-            "precision": bundle.precision(precision, device),
-            "device": device,
-            "threads": threads,
-            "spin": spin,
-            "check_finite": check_finite,
-            "memory_limit": memory_limit,
-        }
+        self._settings = _Settings(
+            bundle.path, bundle.verified, bundle.precision(precision, device), device,
+            threads, spin, check_finite, memory_limit,
+        )  # fmt: skip
         self._begin(bundle)
         self._open()
 
@@ -86,17 +95,17 @@ class Session:
     @property
     def precision(self) -> str:
         """The variant that runs, such as ``"fp32"``."""
-        return str(self._settings["precision"])
+        return self._settings.precision
 
     @property
     def device(self) -> str:
         """The device as it was asked for."""
-        return str(self._settings["device"])
+        return self._settings.device
 
     @property
     def threads(self) -> int:
         """Threads of one run."""
-        return shared_threads.shared_count() or threads.thread_count(self._settings["threads"])
+        return shared_threads.shared_count() or threads.thread_count(self._settings.threads)
 
     @property
     def native(self) -> Any:
@@ -112,8 +121,7 @@ class Session:
     @property
     def memory_limit(self) -> int | None:
         """Most bytes that weights and runs may take, None for no limit."""
-        limit: int | None = self._settings["memory_limit"]
-        return limit
+        return self._settings.memory_limit
 
     @property
     def footprint(self) -> Footprint:
@@ -170,8 +178,8 @@ class Session:
             with self._cores(timeout):
                 left = None if timeout is None else timeout - (time.monotonic() - begun)
                 found = run_graph(native, names, ready, left, cancellation)
-            if self._settings["check_finite"]:
-                check_finite(found, self._settings["path"])
+            if self._settings.check_finite:
+                check_finite(found, self._settings.path)
         except MemoryError as error:
             raise run_error(error) from None
         return found
@@ -228,7 +236,7 @@ class Session:
             return self._native
         with self._lock:
             if self._native is None:
-                bundle = self._bundle or Bundle.open(self._settings["path"], verify=self._settings["verify"])
+                bundle = self._bundle or Bundle.open(self._settings.path, verify=self._settings.verify)
                 check_needs(self.precision, bundle.variant(self.precision), bundle.path.name)
                 if not bundle.verified:
                     from pinnace.runtime.bundles import hygiene
@@ -239,7 +247,7 @@ class Session:
                     self._footprint = Footprint.of(bundle.manifest, self.precision, bundle.config())
                     self._footprint.check_weights(limit, bundle.path.name)
                 self._count = self.threads
-                native = open_shared(bundle, self.precision, self.device, self._count, spin=self._settings["spin"])
+                native = open_shared(bundle, self.precision, self.device, self._count, spin=self._settings.spin)
                 self._dtypes = match_manifest(bundle, self.precision, native)
                 self._memory = threads.memory_limit()
                 self._bundle, self._native = bundle, native
@@ -259,15 +267,15 @@ class Session:
                 raise unknown_word("output", str(name), known)
         return list(dict.fromkeys(asked))
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> _Settings:
         return self._settings
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
+    def __setstate__(self, state: _Settings) -> None:
         self._settings = state
         self._begin()
 
     def __repr__(self) -> str:
-        return f"Session({str(self._settings['path'])!r}, {self.precision}, {self.device}, threads={self.threads})"
+        return f"Session({str(self._settings.path)!r}, {self.precision}, {self.device}, threads={self.threads})"
 
 
 def load(

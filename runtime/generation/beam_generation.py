@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.runtime.engine.cancellation import RunLimit
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.beam import BeamSearch
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.decoder import Batch, Decoder, Stopped

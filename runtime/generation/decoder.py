@@ -7,9 +7,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import BundleError, InputError, UsageError
 from pinnace.runtime.engine.cancellation import RunLimit
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.native import run_error
 from pinnace.runtime.engine.session import Session
 from pinnace.runtime.generation.kvcache import BLOCK, make_cache

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.arguments import check_seconds
 from pinnace.runtime.engine.cancellation import Cancellation, RunLimit
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.session import Session
 from pinnace.runtime.generation.beam_generation import generate_beams
 from pinnace.runtime.generation.config import GenerationConfig

@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from pinnace.runtime.engine.inputs import Array
+from pinnace.arrays import Array
 from pinnace.runtime.generation.kvcache_base import Cache, RowState, Store, enough_memory
 from pinnace.spec import PAST, PRESENT, CacheSpec
 

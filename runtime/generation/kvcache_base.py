@@ -9,8 +9,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, MachineError
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.engine.ort import onnxruntime
 from pinnace.spec import CacheSpec
 

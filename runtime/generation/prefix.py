@@ -8,9 +8,9 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import BundleError, CheckpointError, InputError
 from pinnace.replacing import replacing
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.decoder import Decoder
 from pinnace.runtime.generation.kvcache_base import RowState
 from pinnace.safetensors_header import read_header, read_metadata

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, UsageError
 from pinnace.runtime.arguments import check_count
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.decoder import Decoder
 from pinnace.runtime.generation.prefix import Prefix

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
+from pinnace.arrays import Array
 from pinnace.errors import NumericalError
-from pinnace.runtime.engine.inputs import Array
 
 
 @dataclasses.dataclass(frozen=True)

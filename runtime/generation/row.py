@@ -7,8 +7,8 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import NumericalError
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.logits import processors
 from pinnace.runtime.generation.logits_filters import log_softmax

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.runtime.engine.cancellation import RunLimit
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.decoder import Batch, Decoder
 from pinnace.runtime.generation.prefix import Prefix
 from pinnace.runtime.generation.row import Row, Token

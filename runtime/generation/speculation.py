@@ -14,9 +14,9 @@ from typing import Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError
 from pinnace.runtime.engine.cancellation import RunLimit
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.decoder import Decoder
 from pinnace.runtime.generation.prefix import Prefix
 from pinnace.runtime.generation.row import Row, Token

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import functools
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -22,7 +23,7 @@ from pinnace.runtime.pipelines.batching import plan_batches
 from pinnace.runtime.pipelines.call_options import CallOptions, Options
 from pinnace.runtime.pipelines.feeds import fixed_shape, make_feeds
 from pinnace.runtime.pipelines.items import Pair
-from pinnace.runtime.pipelines.opening import Parts, open_parts, share_machine
+from pinnace.runtime.pipelines.opening import Arguments, Parts, open_parts, share_machine
 from pinnace.runtime.pipelines.pieces import pieces
 from pinnace.runtime.pipelines.room import Room
 from pinnace.runtime.pipelines.shared_runs import Outputs, SharedRuns
@@ -96,17 +97,10 @@ class Pipeline(abc.ABC, Generic[Options]):
                 f"and {self.task} needs one for {' or '.join(self.bundle_tasks)}.\n"
                 f"  Use pinnace.pipeline({opened.manifest.task!r}, ...), or export a checkpoint with --task {self.task}"
             )
-        self._arguments: dict[str, Any] = {
-            "bundle": str(opened.path),
-            "precision": opened.precision(precision, device),
-            "device": device,
-            "threads": threads,
-            "batch_tokens": batch_tokens,
-            "verify": verify,
-            "replicas": replicas,
-            "spin": spin,
-            "memory_limit": memory_limit,
-        }
+        self._arguments = Arguments(
+            str(opened.path), opened.precision(precision, device), device, threads,
+            batch_tokens, verify, replicas, spin, memory_limit,
+        )  # fmt: skip
         self._bundle = opened
         self._opened: Parts | None = None
         # The machine is asked once: each look reads files, and runs, their room and the session must not drift apart.
@@ -139,7 +133,7 @@ class Pipeline(abc.ABC, Generic[Options]):
     @property
     def path(self) -> Path:
         """The bundle's folder."""
-        return Path(self._arguments["bundle"])
+        return Path(self._arguments.bundle)
 
     @property
     def session(self) -> Session:
@@ -234,7 +228,7 @@ class Pipeline(abc.ABC, Generic[Options]):
             rows = [row for unit in chosen for row in unit]
             try:
                 feeds = make_feeds(self.manifest, rows, self.tokenizer.pad_token_id or 0, shape.width, shape.rows)
-                with nullcontext() if self._arguments["memory_limit"] is None else self._room.taken(options):
+                with nullcontext() if self._arguments.memory_limit is None else self._room.taken(options):
                     outputs = opened.session.run(
                         feeds, outputs=self.output_names, timeout=options.seconds_left(),
                         cancellation=options.cancellation,
@@ -253,10 +247,10 @@ class Pipeline(abc.ABC, Generic[Options]):
 
     def _plan(self, lengths: Sequence[int], most: int | None = None) -> list[list[int]]:
         """Group rows of these lengths, or groups of rows where a graph fixes how many belong together, into batches."""
-        opened, limit = self._open(), self._arguments["memory_limit"]
+        opened, limit = self._open(), self._arguments.memory_limit
         width, count, _ = fixed_shape(self.manifest)
 
-        def within(length: int) -> int:
+        def within(limit: int, length: int) -> int:
             """How many groups the memory limit leaves room for."""
             found = opened.footprint.rows_within(length, limit, self.replicas) // width
             if found < (count or 1):
@@ -265,7 +259,7 @@ class Pipeline(abc.ABC, Generic[Options]):
 
         return plan_batches(
             lengths, token_budget=opened.token_budget, run_tokens=opened.run_tokens, max_rows=most,
-            rows_within=None if limit is None else within,
+            rows_within=None if limit is None else functools.partial(within, limit),
         )  # fmt: skip
 
     def _route(self, inputs: Any, options: Options) -> Any:
@@ -307,12 +301,12 @@ class Pipeline(abc.ABC, Generic[Options]):
     def _open_now(self) -> Parts:
         return open_parts(self._bundle, self._arguments, self._shares.threads)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> Arguments:
         return self._arguments
 
-    def __setstate__(self, arguments: dict[str, Any]) -> None:
-        self.__init__(**arguments)  # type: ignore[misc]
+    def __setstate__(self, arguments: Arguments) -> None:
+        self.__init__(**vars(arguments))  # type: ignore[misc]
 
     def __repr__(self) -> str:
         arguments = self._arguments
-        return f"{type(self).__name__}({arguments['bundle']!r}, {arguments['precision']}, {arguments['device']})"
+        return f"{type(self).__name__}({arguments.bundle!r}, {arguments.precision}, {arguments.device})"

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pinnace.runtime.pipelines.scores import Array
+from pinnace.arrays import Array
 from pinnace.runtime.tokenization.tokenizer import Tokenizer
 
 Entity: TypeAlias = dict[str, Any]

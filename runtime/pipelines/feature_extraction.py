@@ -10,11 +10,11 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError
 from pinnace.runtime.arguments import check_count, check_return_tensors, check_text, check_word
 from pinnace.runtime.pipelines.base import CallOptions, Pipeline
 from pinnace.runtime.pipelines.opening import Parts
-from pinnace.runtime.pipelines.scores import Array
 from pinnace.runtime.pipelines.sentence_settings import SentenceSettings
 from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.runtime.pipelines.batching import pad_rows
-from pinnace.runtime.pipelines.scores import Array
 from pinnace.spec import Manifest
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.engine.footprint import Footprint
@@ -18,6 +17,21 @@ from pinnace.runtime.tokenization.tokenizer import Tokenizer, load_tokenizer
 
 # Most bytes that one batch's outputs may take: logits over a vocabulary are far larger than the activations.
 OUTPUT_BYTES: Final = 64 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """What `Pipeline` was made with, and is made with again where it is unpickled; its docstring says what each is."""
+
+    bundle: str
+    precision: str
+    device: str
+    threads: int | None
+    batch_tokens: int | None
+    verify: bool
+    replicas: int | str
+    spin: bool
+    memory_limit: int | None
 
 
 class Shares(NamedTuple):
@@ -34,28 +48,28 @@ class Shares(NamedTuple):
     at_once: int
 
 
-def share_machine(arguments: Mapping[str, Any], *, decoder: bool) -> Shares:
+def share_machine(arguments: Arguments, *, decoder: bool) -> Shares:
     """Work out the shares from what the machine grants now.
 
     On a GPU two runs are under way, one of which is made ready meanwhile. Where the memory is limited there are no more
     than the limit counts.
 
     Args:
-        arguments: those of `Pipeline`, by name.
+        arguments: those of `Pipeline`.
         decoder: rows share steps, so that one batch runs at a time.
 
     Raises:
         UsageError: a senseless number of threads in the environment.
     """
-    count, asked = thread_count(arguments["threads"]), arguments["replicas"]
-    on_gpu = arguments["device"] != "cpu"
+    count, asked = thread_count(arguments.threads), arguments.replicas
+    on_gpu = arguments.device != "cpu"
     if on_gpu or decoder:
         asked = 1
     replicas = count if asked == "auto" else int(asked)
     threads = max(1, count // replicas)
     if on_gpu:
         return Shares(replicas, threads, 2)
-    if arguments["memory_limit"] is not None:
+    if arguments.memory_limit is not None:
         return Shares(replicas, threads, replicas)
     return Shares(replicas, threads, max(replicas, granted_cores() // threads))
 
@@ -81,12 +95,12 @@ class Parts:
     footprint: Footprint
 
 
-def open_parts(bundle: Bundle, arguments: Mapping[str, Any], threads: int) -> Parts:
+def open_parts(bundle: Bundle, arguments: Arguments, threads: int) -> Parts:
     """Open the session and the tokenizer of a bundle.
 
     Args:
         bundle: the bundle, opened.
-        arguments: those of `Pipeline`, by name.
+        arguments: those of `Pipeline`.
         threads: threads of one run.
 
     Raises:
@@ -96,19 +110,19 @@ def open_parts(bundle: Bundle, arguments: Mapping[str, Any], threads: int) -> Pa
     # The session is opened in C++ and holds no lock of Python's, so the tokenizer is read meanwhile.
     with _Reading(bundle.path) as reading:
         session = Session(
-            bundle, arguments["precision"], device=arguments["device"], threads=threads,
-            spin=arguments["spin"], memory_limit=arguments["memory_limit"],
+            bundle, arguments.precision, device=arguments.device, threads=threads,
+            spin=arguments.spin, memory_limit=arguments.memory_limit,
         )  # fmt: skip
         tokenizer = reading.result()
     shape = fixed_shape(manifest)
     longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
     longest = min(longest, shape.tokens or longest)
     config = bundle.config()
-    budget = arguments["batch_tokens"] or default_token_budget(int(config.get("hidden_size", 768)))
+    budget = arguments.batch_tokens or default_token_budget(int(config.get("hidden_size", 768)))
     numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
     budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
     # A run of fixed shape costs the same whatever it holds, and one on a GPU little more for many rows than for few.
-    few = shape.rows or shape.tokens or arguments["device"] != "cpu"
+    few = shape.rows or shape.tokens or arguments.device != "cpu"
     footprint = Footprint.of(manifest, session.precision, config)
     return Parts(session, tokenizer, budget, budget if few else RUN_TOKENS, longest, footprint)
 

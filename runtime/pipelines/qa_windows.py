@@ -7,7 +7,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from pinnace.runtime.pipelines.scores import Array, softmax
+from pinnace.arrays import Array
+from pinnace.runtime.pipelines.scores import softmax
 
 Answer: TypeAlias = dict[str, Any]
 

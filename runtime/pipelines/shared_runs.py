@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
+from pinnace.arrays import Array
 from pinnace.runtime.machine.forks import renew_in_children
 from pinnace.runtime.pipelines.call_options import CallOptions
-from pinnace.runtime.pipelines.scores import Array
 
 # Rows of other calls that a run looks at: more than fill a batch, and no work to choose from.
 CANDIDATES: Final = 64

@@ -9,11 +9,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import UsageError
 from pinnace.runtime.arguments import check_count, check_word
 from pinnace.runtime.pipelines.base import CallOptions, Options, Pipeline
 from pinnace.runtime.pipelines.items import Pair, check_pair
-from pinnace.runtime.pipelines.scores import Array, sigmoid, softmax
+from pinnace.runtime.pipelines.scores import sigmoid, softmax
 
 FUNCTIONS: Final[Mapping[str, Callable[[Array], Array]]] = MappingProxyType(
     {"sigmoid": sigmoid, "softmax": softmax, "none": lambda logits: logits}

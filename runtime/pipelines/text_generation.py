@@ -9,11 +9,11 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.arguments import check_text, check_word
 from pinnace.runtime.chat.templates import ChatTemplate, with_text
 from pinnace.runtime.engine.cancellation import Cancellation
-from pinnace.runtime.engine.inputs import Array
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.generator import Generator
 from pinnace.runtime.generation.prefix import Prefix

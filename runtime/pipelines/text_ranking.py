@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, UsageError
 from pinnace.runtime.arguments import check_count, check_text, check_word
 from pinnace.runtime.pipelines.base import CallOptions
 from pinnace.runtime.pipelines.items import check_fields
 from pinnace.runtime.pipelines.opening import Parts
-from pinnace.runtime.pipelines.scores import Array
 from pinnace.runtime.pipelines.text_classification import FUNCTIONS, ClassifierPipeline
 
 # Where sentence-transformers 5 says how it makes scores of logits, and classes that it names there.

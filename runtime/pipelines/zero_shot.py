@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
+from pinnace.arrays import Array
 from pinnace.errors import InputError, UsageError
 from pinnace.runtime.arguments import check_text
 from pinnace.runtime.pipelines.base import CallOptions
-from pinnace.runtime.pipelines.scores import Array, softmax
+from pinnace.runtime.pipelines.scores import softmax
 from pinnace.runtime.pipelines.text_classification import ClassifierPipeline
 
 
