@@ -81,29 +81,53 @@ def test_bad_input_is_refused_before_anything_runs(
         list(generator.stream(given, **options))
 
 
-def test_rows_that_would_not_fit_the_memory_are_refused(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
+def most_running(monkeypatch: pytest.MonkeyPatch, generator: Generator, rows: list[Any], **options: Any) -> int:
+    """Generate beside a generator without a limit, whose ids must come out; return how many rows ran at once."""
+    seen, step = [0], Slots.step
+
+    def counting(self: Slots) -> Any:
+        seen.append(self.running)
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Slots, "step", counting)
+        got = generator.generate(rows, **options)
+    want = Generator(load(generator.decoder.session.bundle.path, threads=1)).generate(rows, **options)
+    assert [[one.ids.tolist() for one in row] for row in got] == [[one.ids.tolist() for one in row] for row in want]
+    return max(seen)
+
+
+def test_rows_that_would_not_fit_the_memory_wait_and_one_that_cannot_is_refused(
+    opened: Opened, monkeypatch: pytest.MonkeyPatch
+) -> None:
     generator = opened.generator("ort")
     monkeypatch.setattr(opened.session("ort"), "_memory", 100_000)
-    with pytest.raises(InputError, match="fewer rows"):
-        generator.generate(prompts(5, 5, 5, 5), max_new_tokens=100)
-    assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+    assert 1 <= most_running(monkeypatch, generator, prompts(5, 5, 5, 5), max_new_tokens=40) < 4
+    monkeypatch.setattr(opened.session("ort"), "_memory", 10_000)
+    with pytest.raises(InputError, match="1 rows of 105 tokens"):
+        generator.generate(prompts(5, 5), max_new_tokens=100)
 
 
 @pytest.mark.parametrize("name", ["ort", "onnx", "static"])
-def test_rows_beyond_the_memory_limit_are_refused_before_any_is_held(
+def test_a_memory_limit_lets_fewer_rows_run_and_refuses_what_cannot(
     opened: Opened, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = opened.make(name)
     weights = load(folder, threads=1, memory_limit=1 << 30).footprint.weights
     generator = Generator(load(folder, threads=1, memory_limit=weights + 300_000))
     assert len(generator.generate(prompts(5), max_new_tokens=5)) == 1
+    for asked in (None, 12):
+        ran = most_running(monkeypatch, generator, prompts(*[5] * 16), max_new_tokens=100, batch_size=asked)
+        assert 1 <= ran < 12
+    roomy = Generator(load(folder, threads=1, memory_limit=1 << 30))
+    assert most_running(monkeypatch, roomy, prompts(*[5] * 20), max_new_tokens=100) == 16
     with monkeypatch.context() as patch:
         patch.setattr(decoder_module, "make_cache", lambda *_: pytest.fail("keys and values were allocated"))
         with pytest.raises(MachineError, match=r"16 rows of 105 tokens take about .* memory_limit is .* fewer rows"):
-            generator.generate(prompts(*[5] * 16), max_new_tokens=100)
-        with pytest.raises(MachineError, match="memory_limit"):
             generator.generate(prompts(5), max_new_tokens=100, num_beams=16)
     few = Generator(load(folder, threads=1, memory_limit=weights + 100_000))
+    with pytest.raises(MachineError, match="1 rows of 125 tokens"):
+        few.generate(prompts(120, 5), max_new_tokens=5)
     for refused in (few.score, lambda rows: few.prefix(rows[0])):
         with pytest.raises(MachineError, match="1 rows of 120 tokens"):
             refused(prompts(120))

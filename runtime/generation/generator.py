@@ -70,7 +70,7 @@ class Generator:
             logprobs: give log-probabilities of the tokens, and of this many likeliest ones too (0 for none).
             timeout: seconds after which the call fails. For an end in order, use the option ``max_time``.
             cancellation: a switch to end it from another thread; what is there is returned.
-            batch_size: most rows at once; others enter as these end.
+            batch_size: most rows at once; others enter as these end. Where the memory holds fewer, fewer run.
             **options: fields of `GenerationConfig`, over the generator's own.
 
         Returns:
@@ -79,7 +79,7 @@ class Generator:
         Raises:
             UsageError: an unknown option, or options that contradict each other or the bundle.
             InputError: an empty prompt, one beyond the model's limit, or an id that the model does not have.
-            MachineError: the rows that run together need more than the session's ``memory_limit``.
+            MachineError: a row, or the beams of one, needs more than the session's ``memory_limit``.
             DeadlineExceeded: the timeout passed.
             NumericalError: the model gave NaN or infinity in a row, or the options forbid it every token. The other
                 rows were brought to their end first: the error's ``results`` are what would have been returned, with

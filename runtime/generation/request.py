@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 import numpy as np
 
 from pinnace.arrays import Array
-from pinnace.errors import InputError, UsageError
+from pinnace.errors import InputError, MachineError, UsageError
 from pinnace.runtime.arguments import check_count
 from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.decoder import Decoder
@@ -32,7 +33,7 @@ class Request:
         config: the options.
         prefix: keys and values of a beginning that prompts may share.
         logprobs: give log-probabilities, and of this many likeliest tokens too; None for none.
-        batch_size: most rows at once.
+        batch_size: most rows at once; fewer than were asked for where the memory holds fewer.
     """
 
     prompts: list[Array]
@@ -70,8 +71,8 @@ def read_request(
 
     Raises:
         UsageError: an unknown option, or options that contradict each other or the bundle.
-        InputError: a prompt that the model cannot take, or more rows than the memory can hold.
-        MachineError: more rows than the session's ``memory_limit`` allows.
+        InputError: a prompt that the model cannot take, or a row that the memory cannot hold.
+        MachineError: a row, or the beams of one, that the session's ``memory_limit`` does not allow.
     """
     config = defaults.merged(**options)
     check_count("batch_size", batch_size)
@@ -95,10 +96,21 @@ def read_request(
     rows = read_rows(decoder, prompts, mask)
     asked = options.get("max_new_tokens") is not None
     limits = [_new_tokens(decoder, row, config, asked) for row in rows]
-    together = max(min(batch_size or DEFAULT_ROWS, len(rows) * config.num_return_sequences), config.num_beams)
+    least = config.num_beams  # the beams of a prompt run together
+    most = max(min(batch_size or DEFAULT_ROWS, len(rows) * config.num_return_sequences), least)
     longest = max((len(row) + limit for row, limit in zip(rows, limits, strict=True)), default=0)
-    decoder.check_memory(together, longest, max(map(len, rows), default=0))
-    return Request(rows, limits, config, prefix, logprobs, batch_size or DEFAULT_ROWS)
+    together = _rows_that_fit(decoder, most, least, longest, max(map(len, rows), default=0))
+    return Request(rows, limits, config, prefix, logprobs, together)
+
+
+def _rows_that_fit(decoder: Decoder, most: int, least: int, tokens: int, prompt: int) -> int:
+    """How many rows the memory holds together: ``most``, or fewer, down to the ``least`` that cannot run apart."""
+    for rows in range(most, least, -1):
+        with contextlib.suppress(InputError, MachineError):
+            decoder.check_memory(rows, tokens, prompt)
+            return rows
+    decoder.check_memory(least, tokens, prompt)
+    return least
 
 
 def read_rows(decoder: Decoder, prompts: Any, mask: Any = None, least: int = 1, kind: str = "prompt") -> list[Array]:
