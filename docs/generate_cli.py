@@ -66,7 +66,8 @@ def table(flags: tuple[Flag, ...]) -> list[str]:
     for flag in flags:
         short = f"-{flag.short}, " if flag.short else ""
         shown = f"{short}{flag.shown}".replace("|", r"\|")  # a bare bar would end the cell
-        rows.append(f"| `{shown}` | `{flag.variable}` | {flag.help} |")
+        variable = f"`{flag.variable}`" if flag.settable else ""
+        rows.append(f"| `{shown}` | {variable} | {flag.help} |")
     return ["| flag | variable | meaning |", "|---|---|---|", *rows]
 
 

@@ -9,35 +9,33 @@ import sys
 import types
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from pinnace.export.builder import Exported
-
 _PACKAGES = ("torch", "onnx", "onnx_ir")
 
+if TYPE_CHECKING:  # type checkers and editors see every argument
+    from pinnace.export.builder import export as export
+else:
 
-def export(model: str, **options: Any) -> Exported:
-    """Export a checkpoint into a verified bundle; see `pinnace.export.builder.export` for the arguments.
+    def export(*arguments: Any, **options: Any) -> Any:
+        """Export a checkpoint into a verified bundle; see `pinnace.export.builder.export` for the arguments.
 
-    Raises:
-        MissingExtra: the packages of the ``export`` extra are not installed.
-    """
-    from pinnace.errors import MissingExtra
+        Raises:
+            MissingExtra: the packages of the ``export`` extra are not installed.
+        """
+        from pinnace.errors import MissingExtra
 
-    try:
-        from pinnace.export import builder
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] in _PACKAGES:
-            raise MissingExtra("export", "exporting") from None
-        raise
-    return builder.export(model, **options)
+        try:
+            from pinnace.export import builder
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] in _PACKAGES:
+                raise MissingExtra("export", "exporting") from None
+            raise
+        return builder.export(*arguments, **options)
 
 
 class ExportModule(types.ModuleType):
     """This module's type: a module that exports when it is called, so that its name serves as the command's."""
 
-    def __call__(self, model: str, **options: Any) -> Exported:
-        """Export a checkpoint; see `pinnace.export.builder.export`."""
-        return export(model, **options)
+    __call__ = staticmethod(export)
 
 
 sys.modules[__name__].__class__ = ExportModule

@@ -15,7 +15,7 @@ from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort, lowering_static
 from pinnace.export.cases import Case, golden_case, grid
-from pinnace.export.certificate import certificate, to_json, tools, write_golden
+from pinnace.export.certificate import certificate, to_json, tools
 from pinnace.export.genai import write_genai_config
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, check_options
@@ -36,7 +36,17 @@ from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16
 from pinnace.quantize.islands import too_large_for_fp16
-from pinnace.spec import CERTIFICATE_NAME, GRAPH_NAMES, MANIFEST_FORMAT, MANIFEST_NAME, TARGETS, Manifest, Variant
+from pinnace.runtime.checks.golden import GoldenCase, write_golden
+from pinnace.spec import (
+    CERTIFICATE_NAME,
+    GOLDEN_NAME,
+    GRAPH_NAMES,
+    MANIFEST_FORMAT,
+    MANIFEST_NAME,
+    TARGETS,
+    Manifest,
+    Variant,
+)
 
 STATIC: Final = "onnx, fixed cache"  # the target onnx, where the cache has a fixed capacity
 # Target and precision -> lowering. An fp16 variant is for CUDA, where other kernels are fast.
@@ -234,7 +244,8 @@ class _Build:
             (self.graph_folder / INIT_FILE).unlink(missing_ok=True)  # its numbers went into a converted file
         if reference is not None:
             golden = golden_case(face, self.limits)
-            write_golden(self.scratch, {"random": (golden, run_reference(reference, face, golden.inputs))})
+            outputs = run_reference(reference, face, golden.inputs)
+            write_golden(self.scratch / GOLDEN_NAME, {"random": GoldenCase({**golden.inputs}, {**outputs})})
         self.config.dtype, self.config.name_or_path = "float32", ""
         (self.scratch / "config.json").write_text(self.config.to_json_string(use_diff=False), "utf-8")
         record = certificate(checks, f"pinnace.models on PyTorch {torch.__version__.partition('+')[0]}")

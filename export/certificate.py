@@ -6,17 +6,13 @@ import dataclasses
 import importlib.metadata
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 import pinnace
 from pinnace.compare import GATES, Difference
-from pinnace.export.cases import Case
-from pinnace.export.validate import Outputs, Validation
+from pinnace.export.validate import Validation
 from pinnace.runtime.engine.ort import onnxruntime
-from pinnace.spec import GOLDEN_NAME, NOT_VALIDATED
+from pinnace.spec import NOT_VALIDATED
 
 
 def certificate(checks: Mapping[str, Validation | None], oracle: str) -> dict[str, Any]:
@@ -62,12 +58,3 @@ def tools() -> dict[str, str]:
     versions = {name: importlib.metadata.version(name) for name in ("torch", "onnx-ir", "numpy")}
     versions["onnxruntime"] = onnxruntime.__version__  # whichever of its distributions brought it
     return {"pinnace": pinnace.__version__, **{name: v.partition("+")[0] for name, v in versions.items()}}
-
-
-def write_golden(folder: Path, cases: Mapping[str, tuple[Case, Outputs]]) -> None:
-    """Keep inputs and the reference's outputs in the bundle, so that another machine can check its own numbers."""
-    arrays: dict[str, Any] = {}
-    for name, (case, outputs) in cases.items():
-        arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
-        arrays |= {f"{name}/out/{key}": value for key, value in outputs.items()}
-    np.savez(folder / GOLDEN_NAME, allow_pickle=False, **arrays)

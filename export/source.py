@@ -13,6 +13,7 @@ from pinnace.export.tokenizer_files import read_pooling
 from pinnace.models.checkpoints.hub import HubOptions, check_links, locate_checkpoint
 from pinnace.models.configs.config import PreTrainedConfig
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
+from pinnace.publishing import ELSEWHERE
 from pinnace.spec import Pooling, Source, canonical_task
 
 
@@ -80,7 +81,7 @@ def find_origin(
         if not (folder / "config.json").is_file():
             check_links(folder)
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
-            raise CheckpointError(f"{model} has no config.json, so it is no checkpoint\n  it has: {inside}")
+            raise CheckpointError(f"{model} is not a checkpoint: it has no config.json\n  it has: {inside}")
         facts, _ = PreTrainedConfig.get_config_dict(folder)
         arch = arch_of(facts)
         if labels is not None:
@@ -113,7 +114,7 @@ def output_folder(model: str | Path, task: str, given: str | Path | None) -> Pat
     folder = Path(given) if given is not None else Path(f"{short}-{task}")
     path = str(folder.absolute())
     if path != _readable(path):
-        raise UsageError(f"the output {_readable(path)} is not UTF-8, and ONNX Runtime opens no other; give another -o")
+        raise UsageError(f"the output {_readable(path)} is not UTF-8, and ONNX Runtime opens no other; {ELSEWHERE}")
     return folder
 
 

@@ -1,4 +1,4 @@
-"""TASKS: for every task, its head per architecture and the inputs and outputs of its graph. A new task is a new row."""
+"""TASKS: for every task, its head per architecture and the inputs and outputs of its graph."""
 
 from __future__ import annotations
 
@@ -139,6 +139,7 @@ def limits_of(config: Any) -> Limits:
         sequence=getattr(config, "longest_row", config.max_position_embeddings),
         vocabulary=config.vocab_size,
         token_types=getattr(config, "type_vocab_size", 1),
+        in_pieces=getattr(config, "longest_in_pieces", None),
     )
 
 

@@ -159,7 +159,8 @@ def _steps(case: Case, interface: Interface, config: Any) -> bool:
     one_row = case.past and len(case.real) == 1 and case.padding == "none"
     if not one_row or case.real.shape[1] <= FIRST_STEP or not interface.free_tokens:
         return False
-    return int(case.real_keys.sum()) <= int(getattr(config, "longest_in_pieces", config.max_position_embeddings))
+    longest: int | None = getattr(config, "longest_in_pieces", None)
+    return longest is None or int(case.real_keys.sum()) <= longest
 
 
 def _compare_rows(

@@ -21,13 +21,12 @@ class CatalogEntry:
 
     Attributes:
         repository: Hub id.
-        fresh: names that the checkpoint does not have for this task and that are made afresh, empty where it is
-            whole. Such an export answers at random until it is trained: good for latency work alone.
+        untrained: it lacks the weights of the task's head, which an export makes at random if it is told to.
         config: fields of the configuration that the task needs and the checkpoint does not set.
     """
 
     repository: str
-    fresh: tuple[str, ...] = ()
+    untrained: bool = False
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -88,7 +87,7 @@ _ROWS: Final = (
                 "text-classification": CatalogEntry("nlptown/bert-base-multilingual-uncased-sentiment"),
                 "text-ranking": CatalogEntry("cross-encoder/ms-marco-MiniLM-L6-v2"),
                 "zero-shot-classification": CatalogEntry("MoritzLaurer/xtremedistil-l6-h256-zeroshot-v1.1-all-33"),
-                "multiple-choice": CatalogEntry(_BASE, fresh=("classifier.weight", "classifier.bias")),
+                "multiple-choice": CatalogEntry(_BASE, untrained=True),
                 "next-sentence-prediction": CatalogEntry(_BASE),
                 "pretraining": CatalogEntry(_BASE),
                 "text-generation": CatalogEntry(_BASE, config=types.MappingProxyType({"is_decoder": True})),

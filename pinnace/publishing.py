@@ -19,6 +19,8 @@ from pinnace.errors import MachineError, PinnaceError, UsageError
 from pinnace.spec import MANIFEST_NAME, FileFact
 
 _RENAME_EXCHANGE: Final = 2  # renameat2(2): both names swap in one step
+# The remedy where an output folder cannot be used.
+ELSEWHERE: Final = "choose another output folder (-o)"
 _AT_FDCWD: Final = -100
 _ASIDE: Final = ".old"
 
@@ -74,7 +76,7 @@ def _resolved(target: Path) -> Path:
     try:
         return target.resolve()
     except (OSError, RuntimeError) as error:
-        raise UsageError(f"{target} is a link that leads nowhere: {error}; give another -o") from None
+        raise UsageError(f"{target} is a link that leads nowhere: {error}; {ELSEWHERE}") from None
 
 
 def _clean_up(target: Path) -> None:
@@ -90,9 +92,9 @@ def _clean_up(target: Path) -> None:
 def _refuse_foreign(target: Path) -> None:
     if target.exists():
         if not target.is_dir():
-            raise UsageError(f"{target} is not a folder; give another -o")
+            raise UsageError(f"{target} is not a folder; {ELSEWHERE}")
         if any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
-            raise UsageError(f"{target} exists and is not a bundle of Pinnace, so it is not replaced; give another -o")
+            raise UsageError(f"{target} exists and is not a bundle of Pinnace, so it is not replaced; {ELSEWHERE}")
 
 
 @contextlib.contextmanager
@@ -122,7 +124,7 @@ def _lock_file(path: Path, target: Path) -> TextIO:
             file.seek(0)
             holder = file.read().strip() or "another process"
             file.close()
-            raise MachineError(f"{target} is being written by {holder}; wait for it or give another -o") from None
+            raise MachineError(f"{target} is being written by {holder}; wait for it or {ELSEWHERE}") from None
         except BaseException:
             file.close()
             raise
@@ -165,17 +167,17 @@ def _exchange(one: Path, two: Path) -> bool:
 
 def _machine_error(error: OSError, target: Path) -> MachineError:
     remedies = {
-        errno.ENOSPC: "free some space or give another -o",
-        errno.EDQUOT: "the quota is used up; give another -o",
+        errno.ENOSPC: f"free some space or {ELSEWHERE}",
+        errno.EDQUOT: f"the quota is used up; {ELSEWHERE}",
         errno.EFBIG: "a limit on file sizes (ulimit -f) is too low for the weights",
-        errno.EROFS: "the file system is read-only; give another -o",
-        errno.EACCES: "this user may not write there; give another -o",
+        errno.EROFS: f"the file system is read-only; {ELSEWHERE}",
+        errno.EACCES: f"this user may not write there; {ELSEWHERE}",
     }
     reason = error.strerror or str(error)
     named = Path(os.fsdecode(error.filename)).absolute() if isinstance(error.filename, str | bytes) else target
     if target.parent not in named.parents and named not in target.parents:
         return MachineError(f"cannot use {named}: {reason}; nothing was written")
-    remedy = remedies.get(error.errno or 0, "give another -o")
+    remedy = remedies.get(error.errno or 0, ELSEWHERE)
     return MachineError(f"cannot write {target}: {reason}; nothing was changed. Remedy: {remedy}")
 
 

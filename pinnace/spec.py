@@ -43,7 +43,8 @@ GRAPH_NAMES: Final[Mapping[str, Mapping[str, str]]] = types.MappingProxyType(
     }
 )
 
-# Task -> the other words that name it. The one list of task names: exporting and serving tables use these keys.
+# Task -> the other words that name it. The one list of task names, and where a new task begins: it needs a row in each
+# table that tests/test_registry.py names, and a file in runtime/pipelines.
 TASK_ALIASES: Final[Mapping[str, tuple[str, ...]]] = types.MappingProxyType(
     {
         "feature-extraction": ("embed", "embedding", "sentence-similarity"),
@@ -110,11 +111,20 @@ class CacheSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What the model can take: tokens in a row, entries of the vocabulary, segments."""
+    """What the model can take.
+
+    Attributes:
+        sequence: tokens in a row.
+        vocabulary: entries of the vocabulary.
+        token_types: segments.
+        in_pieces: tokens of a row up to which a key does not depend on how long the row is, so that it may be read in
+            pieces; None where it never does.
+    """
 
     sequence: int
     vocabulary: int
     token_types: int
+    in_pieces: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,38 +7,35 @@ from __future__ import annotations
 
 import sys
 import types
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    from pinnace.quantize.report import Report
 
 _PACKAGES = ("onnx", "onnx_ir")
 
+if TYPE_CHECKING:  # type checkers and editors see every argument
+    from pinnace.quantize.builder import quantize as quantize
+else:
 
-def quantize(bundle: str | Path, **options: Any) -> Report:
-    """Quantize a bundle; see `pinnace.quantize.builder.quantize` for the arguments.
+    def quantize(*arguments: Any, **options: Any) -> Any:
+        """Quantize a bundle; see `pinnace.quantize.builder.quantize` for the arguments.
 
-    Raises:
-        MissingExtra: the packages of the ``export`` extra are not installed.
-    """
-    from pinnace.errors import MissingExtra
+        Raises:
+            MissingExtra: the packages of the ``export`` extra are not installed.
+        """
+        from pinnace.errors import MissingExtra
 
-    try:
-        from pinnace.quantize import builder
-    except ImportError as error:
-        if (error.name or "").partition(".")[0] in _PACKAGES:
-            raise MissingExtra("export", "quantizing") from None
-        raise
-    return builder.quantize(bundle, **options)
+        try:
+            from pinnace.quantize import builder
+        except ImportError as error:
+            if (error.name or "").partition(".")[0] in _PACKAGES:
+                raise MissingExtra("export", "quantizing") from None
+            raise
+        return builder.quantize(*arguments, **options)
 
 
 class QuantizeModule(types.ModuleType):
     """This module's type: a module that quantizes when it is called, so that its name serves as the command's."""
 
-    def __call__(self, bundle: str | Path, **options: Any) -> Report:
-        """Quantize a bundle; see `pinnace.quantize.builder.quantize`."""
-        return quantize(bundle, **options)
+    __call__ = staticmethod(quantize)
 
 
 sys.modules[__name__].__class__ = QuantizeModule

@@ -8,9 +8,7 @@ import json
 import warnings
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
-
-import numpy as np
+from typing import Final
 
 from pinnace.card import model_card
 from pinnace.errors import CheckFailed, UsageError
@@ -36,7 +34,7 @@ from pinnace.quantize.workshop import Progress, Workshop
 from pinnace.runtime.bundles import speeds
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.bundles.certificate import read_certificate
-from pinnace.runtime.checks.golden import read_golden
+from pinnace.runtime.checks.golden import GoldenCase, read_golden, write_golden
 from pinnace.runtime.engine.session import Session
 from pinnace.runtime.machine.cpu import Cpu, read_cpu
 from pinnace.runtime.pipelines.feeds import fixed_shape
@@ -229,9 +227,8 @@ class _Quantization:
         entry = self._entry(attempt)
         if entry.miss and not self._settings.allow_degraded:
             raise CheckFailed(refusal(scheme, attempt))
-        return self._report(
-            [entry], entry, f"{scheme.name} passes its gate" if not entry.miss else "written all the same, as asked"
-        )
+        why = "misses its gate, and is written all the same, as asked" if entry.miss else "passes its gate"
+        return self._report([entry], entry, f"{scheme.name} {why}")
 
     def search(self, schemes: Sequence[Scheme]) -> Report:
         """Try schemes and choose the fastest that passes; none where none is fast enough."""
@@ -306,8 +303,8 @@ class _Quantization:
 def _write_golden(bundle: Bundle, precision: str, threads: int | None) -> None:
     """Keep the variant's own outputs on the golden inputs, so that another machine can tell whether it repeats them."""
     session = Session(bundle, precision, threads=threads)
-    arrays: dict[str, Any] = {}
-    for name, case in read_golden(bundle.path / GOLDEN_NAME).items():
-        arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
-        arrays |= {f"{name}/out/{key}": value for key, value in session.run(case.inputs).items()}
-    np.savez(bundle.path / golden_name(precision), allow_pickle=False, **arrays)
+    cases = {
+        name: GoldenCase(case.inputs, session.run(case.inputs))
+        for name, case in read_golden(bundle.path / GOLDEN_NAME).items()
+    }
+    write_golden(bundle.path / golden_name(precision), cases)

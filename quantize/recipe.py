@@ -126,7 +126,7 @@ def selected(names: Collection[str], keep: Collection[str], only: Collection[str
     for pattern in (*keep, *only):
         if not any(fnmatch.fnmatchcase(name, pattern) for name in names):
             shown = ", ".join(sorted(names)[:6])
-            raise UsageError(f"the pattern {pattern!r} fits no weight; there are {len(names)}, such as {shown}")
+            raise UsageError(f"the pattern {pattern!r} matches no weight; there are {len(names)}, such as {shown}")
     return frozenset(
         name for name in names
         if (not only or any(fnmatch.fnmatchcase(name, p) for p in only))

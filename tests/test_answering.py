@@ -1,4 +1,4 @@
-"""``pinnace run --on-error write`` and ``--keep``: every line has its record, in its place, with its own fields."""
+"""``pinnace run --on-error write`` and ``--keep-field``: every line has a record in its place."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def test_wrong_lines_leave_their_errors(cli: Cli, bundle_of: Bundles, tmp_path: 
         b'{"id": 1, "text": "good"}\n\n{"id": 2, "text": 5}\n{bad\n\xff\n{"id": 3}\n["a"]\n{"text": "no id"}\n'
         b'{"id": 4, "text": "x", "other": 1}\n{"id": [5], "text": "bad"}\n'
     )
-    words = [bundle_of("tiny-classify"), "-i", source, "-o", target, "--keep", "id"]
+    words = [bundle_of("tiny-classify"), "-i", source, "-o", target, "--keep-field", "id"]
     code, _, err = cli(*words)
     assert code == 2 and "line 3" in err and not target.exists()
     code, _, err = cli(*words, "--on-error", "write")
@@ -180,29 +180,29 @@ def test_an_interrupted_run_goes_on_past_the_bad_line(cli: Cli, bundle_of: Bundl
 
 def test_flags_for_lines_alone(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:
     bundle = bundle_of("tiny-classify")
-    for words in (["--keep", "id"], ["--on-error", "write"]):
+    for words in (["--keep-field", "id"], ["--on-error", "write"]):
         code, _, err = cli(bundle, "good", *words)
         assert code == 2 and "go with lines" in err
     for name in ("answer", "error", "line"):
-        code, _, err = cli(bundle, "-i", "-", "--keep", name)
-        assert code == 2 and f"--keep {name}" in err
+        code, _, err = cli(bundle, "-i", "-", "--keep-field", name)
+        assert code == 2 and f"--keep-field {name}" in err
     source = tmp_path / "in.txt"
     source.write_text("good\n")
-    code, _, err = cli(bundle, "-i", source, "--keep", "id")
+    code, _, err = cli(bundle, "-i", source, "--keep-field", "id")
     assert code == 2 and "plain text" in err
-    code, _, err = cli(bundle, "-i", source, "--lines", "text", "--keep", "id")
+    code, _, err = cli(bundle, "-i", source, "--lines", "text", "--keep-field", "id")
     assert code == 2 and "plain text" in err
     source = tmp_path / "in"
     source.write_text("good\n")
-    code, _, err = cli(bundle, "-i", source, "--keep", "id", "--on-error", "write")
+    code, _, err = cli(bundle, "-i", source, "--keep-field", "id", "--on-error", "write")
     assert code == 2 and "plain text" in err
 
 
 def test_a_field_of_the_task_may_be_kept_too(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
     source.write_text('{"text": "good", "id": "ä"}\n"bad"\n')
-    words = ["--keep", "text", "--keep", "text"]
-    code, found, _ = cli(bundle_of("tiny-classify"), "-i", source, *words, "--keep", "id", "--on-error", "write")
+    words = ["--keep-field", "text", "--keep-field", "text"]
+    code, found, _ = cli(bundle_of("tiny-classify"), "-i", source, *words, "--keep-field", "id", "--on-error", "write")
     assert code == 1 and list(found[0]) == ["text", "id", "answer"] and found[0]["id"] == "ä"
     assert found[1]["text"] == "bad" and "no field 'id'" in found[1]["error"]
 

@@ -7,6 +7,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import onnxruntime
 import pytest
 
 from pinnace import __version__
+from pinnace.bench.request import Request
 from pinnace.cli import machine as cli_machine
 from pinnace.cli.commands import CALIBRATIONS, COMMANDS, EXPORT_PRECISIONS, LAYOUTS, QUANTIZED_PRECISIONS, SCHEME_NAMES
 from pinnace.cli.flags import COMMON, Command, Flag, read_arguments
@@ -25,7 +27,10 @@ from pinnace.cli.main import main
 from pinnace.cli.output import Console
 from pinnace.errors import NumericalError, UsageError
 from pinnace.json_text import to_json
+from pinnace.quantize.judging.latency import NEW_TOKENS
+from pinnace.quantize.request import MIN_SPEEDUP
 from pinnace.runtime.checks import doctor
+from pinnace.runtime.server.settings import Settings as ServeSettings
 from tests.conftest import DATA
 from tests.tiny_bundle import make_bundle
 
@@ -353,6 +358,39 @@ def test_doctor_fails_where_something_must_be_done(cli: Cli, monkeypatch: pytest
 
 def test_common_flags_are_those_of_the_contract() -> None:
     assert [flag.name for flag in COMMON] == ["json", "quiet", "verbose", "help"]
+
+
+def test_no_variable_asks_for_help_in_place_of_a_command() -> None:
+    verify = COMMANDS["verify"]
+    assert read_arguments(verify, ["x"], {"PINNACE_HELP": "1"}).bundle == "x"
+    assert read_arguments(verify, ["x", "--help"], {}).help is True
+
+
+def test_tasks_tell_which_checkpoints_lack_the_head(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["tasks", "-q"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1] for line in lines if "--init-missing" in line] == ["BertForMultipleChoice,"]
+    assert main(["tasks", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["tasks"]
+    assert {row["task"]: row["untrained"] for row in rows if row["untrained"]} == {"multiple-choice": ["bert"]}
+
+
+DEFAULTS = {
+    ("quantize", "min-speedup"): MIN_SPEEDUP,
+    ("quantize", "new-tokens"): NEW_TOKENS,
+    **{("serve", name): getattr(ServeSettings, name.replace("-", "_")) for name in (
+        "host", "port", "replicas", "slots", "max-concurrent", "timeout", "grace", "max-request-bytes",
+    )},
+    **{("bench", name): getattr(Request, name) for name in ("percentile", "rounds", "starts", "seed")},
+    ("bench", "round-seconds"): Request.round_s,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("place", "default"), DEFAULTS.items(), ids=["-".join(place) for place in DEFAULTS])
+def test_the_help_states_the_default(place: tuple[str, str], default: Any) -> None:
+    (flag,) = [flag for flag in COMMANDS[place[0]].flags if flag.name == place[1]]
+    (said,) = re.findall(r"([\w.%]+)(?:, [^;]+,)? by default", flag.help)
+    assert flag.read(said, "the help") == default
 
 
 def test_tasks_and_version_import_nothing_heavy() -> None:

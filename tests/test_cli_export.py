@@ -101,7 +101,7 @@ def test_labels_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: P
         ([str(DATA / "tiny-mlm"), "--config", "num_hiden_layers=2"], 3, ["num_hiden_layers"]),
         ([str(DATA / "tiny-mlm"), "--opset", "99"], 2, ["opset 99"]),
         ([str(DATA / "tiny-mlm"), "--subfolder", "lost"], 3, ["lost"]),
-        ([str(DATA / "tiny-mlm"), "-o", str(DATA)], 2, ["is not a bundle", "give another -o"]),
+        ([str(DATA / "tiny-mlm"), "-o", str(DATA)], 2, ["is not a bundle", "choose another output folder"]),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else None,
 )  # fmt: skip

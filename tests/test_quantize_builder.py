@@ -233,7 +233,7 @@ def test_patterns_are_obeyed_and_run_answers_in_int8(fp32_of: Fp32Of, cli: Cli, 
     [
         (["--precision", "int9"], 2, ["'int9'", "int8"]),
         (["--scheme", "int8-tokn"], 2, ["'int8-tokn'", "Did you mean 'int8-token'?"]),
-        (["--keep", "nowhere.*"], 2, ["'nowhere.*'", "fits no weight"]),
+        (["--keep", "nowhere.*"], 2, ["'nowhere.*'", "matches no weight"]),
         (["--scheme", "int4", "--precision", "int8"], 2, ["int4", "--precision asks for int8"]),
         (["--auto", "--scheme", "int8"], 2, ["--auto chooses the scheme"]),
         (["--max-drop", "300%"], 2, ["max-drop"]),

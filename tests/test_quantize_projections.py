@@ -116,5 +116,5 @@ def test_patterns_choose_and_must_fit() -> None:
     names = {"a.query.weight", "a.key.weight", "b.query.weight", "table"}
     assert selected(names, ["a.*"], []) == {"b.query.weight", "table"}
     assert selected(names, ["table"], ["*query*", "table"]) == {"a.query.weight", "b.query.weight"}
-    with pytest.raises(UsageError, match=r"the pattern 'c.\*' fits no weight; there are 4, such as a.key"):
+    with pytest.raises(UsageError, match=r"the pattern 'c.\*' matches no weight; there are 4, such as a.key"):
         selected(names, ["c.*"], [])

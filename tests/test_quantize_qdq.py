@@ -127,7 +127,7 @@ def test_the_standard_target_stays_standard(tmp_path: Path) -> None:
 
 
 def test_it_passes_its_gate_and_is_described(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    options = {"data": DATA / "ner_dev.json", "output": tmp_path / "out", "threads": 1}
+    options: dict[str, Any] = {"data": DATA / "ner_dev.json", "output": tmp_path / "out", "threads": 1}
     report = quantize(str(bundle_of(NER)), scheme="int8-qdq", calibration="moving-average", **options)
     assert report.chosen is not None and not report.chosen.miss
     bundle = Bundle.open(tmp_path / "out")
@@ -138,7 +138,8 @@ def test_it_passes_its_gate_and_is_described(bundle_of: Callable[[str], Path], t
 
 
 def test_a_method_is_refused_where_none_is_used(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
-    source, options = str(bundle_of(NER)), {"output": tmp_path / "out", "data": DATA / "ner_dev.json"}
+    source = str(bundle_of(NER))
+    options: dict[str, Any] = {"output": tmp_path / "out", "data": DATA / "ner_dev.json"}
     with pytest.raises(UsageError, match=r"unknown method of calibration 'entropi'"):
         quantize(source, scheme="int8-qdq", calibration="entropi", **options)
     with pytest.raises(UsageError, match=r"--calibration is for the schemes int8-qdq, int8-qdq-signed"):

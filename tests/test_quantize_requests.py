@@ -155,10 +155,12 @@ def test_a_tokenizer_without_a_mask_is_told(bundle_of: BundleOf, monkeypatch: py
 
 
 @pytest.mark.parametrize("options", [{"keep": "nowhere.*"}, {"only": "nowhere.*"}, {"only": "*query*"}])
-def test_patterns_are_tried_before_fp32_is_judged(bundle_of: BundleOf, tmp_path: Path, options: dict[str, str]) -> None:
+def test_patterns_are_tried_before_fp32_is_judged(bundle_of: BundleOf, tmp_path: Path, options: dict[str, Any]) -> None:
     """A text is one pattern, and not its letters."""
     said: list[str] = []
-    with pytest.raises(UsageError, match=r"the pattern 'nowhere\.\*' fits no weight|--only '\*query\*' leaves nothing"):
+    with pytest.raises(
+        UsageError, match=r"the pattern 'nowhere\.\*' matches no weight|--only '\*query\*' leaves nothing"
+    ):
         pinnace.quantize(bundle_of(NER), output=tmp_path / "out", progress=said.append, **options)
     assert said == [] and not list(tmp_path.iterdir())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 
 import pytest
@@ -11,10 +12,15 @@ import transformers
 
 import pinnace.models
 from pinnace.errors import ConfigError, UsageError
+from pinnace.export.tasks import TASKS
+from pinnace.forms import FORMS
 from pinnace.models.auto_config import AutoConfig, config_class
 from pinnace.models.checkpoints.hub import hub_id
 from pinnace.models.modeling import PreTrainedModel
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry, head_class, supported
+from pinnace.quantize.examples.defaults import _MAKERS
+from pinnace.quantize.judging.task_metrics import METRICS
+from pinnace.runtime.pipelines.table import PIPELINES
 from pinnace.spec import TASK_ALIASES
 
 ROOT = Path(__file__).parents[1]
@@ -52,8 +58,20 @@ def test_the_package_gives_heads_and_configurations_by_name() -> None:
         pinnace.models.BertModl  # noqa: B018
 
 
-def test_bert_serves_every_task() -> None:
-    assert set(ARCHS["bert"].catalog) == set(TASK_ALIASES)
+# Where every task has a row; tasks whose examples have labels also have one in pinnace.quantize.examples.labels.
+TABLES: dict[str, Collection[str]] = {
+    "pinnace.forms.FORMS": FORMS,
+    "pinnace.export.tasks.TASKS": TASKS,
+    "pinnace.models.registry, the catalog of bert": ARCHS["bert"].catalog,
+    "pinnace.runtime.pipelines.table.PIPELINES": PIPELINES,
+    "pinnace.quantize.judging.task_metrics.METRICS": METRICS,
+    "pinnace.quantize.examples.defaults._MAKERS": _MAKERS,
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_task_has_its_row(name: str) -> None:
+    assert set(TABLES[name]) == set(TASK_ALIASES)
 
 
 def test_an_architecture_is_found_by_its_configuration() -> None:

@@ -130,6 +130,21 @@ def test_streams_are_the_call_in_pieces(pipe: TextGenerationPipeline) -> None:
     ]
     with pytest.raises(UsageError, match="num_return_sequences"):
         pipe.stream("a boat", do_sample=True, num_return_sequences=2)
+    asked: dict[str, Any]
+    for asked in (
+        {"logprobs": 2}, {"logprobs": 0}, {"return_full_text": True}, {"return_tensors": True},
+        {"clean_up_tokenization_spaces": True},
+    ):  # fmt: skip
+        with pytest.raises(UsageError, match=f"{next(iter(asked))} is for calls"):
+            pipe.stream("a boat", **asked)
+
+
+def test_a_prefix_can_be_cancelled(pipe: TextGenerationPipeline) -> None:
+    switch = Cancellation()
+    assert len(pipe.prefix("a boat", cancellation=switch)) > 1
+    switch.cancel()
+    with pytest.raises(DeadlineExceeded):
+        pipe.prefix("a boat", cancellation=switch)
 
 
 def test_a_stop_string_ends_the_text_across_tokens(pipe: TextGenerationPipeline) -> None:

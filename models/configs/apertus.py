@@ -139,9 +139,9 @@ class ApertusConfig(PreTrainedConfig):
         return int(self.max_position_embeddings * stretch)
 
     @property
-    def longest_in_pieces(self) -> int:
-        """Tokens of a row up to which its keys are the same whether it is read at once or in pieces."""
-        return self.max_position_embeddings if self.rope_parameters["rope_type"] == "dynamic" else self.longest_row
+    def longest_in_pieces(self) -> int | None:
+        """Tokens of a row up to which its keys are the same whether it is read at once or in pieces; None for any."""
+        return self.max_position_embeddings if self.rope_parameters["rope_type"] == "dynamic" else None
 
     def to_dict(self) -> dict[str, Any]:
         """Return every key that is set: other programs take a ``head_dim`` of null at its word."""

@@ -122,8 +122,8 @@ _ROWS: Final = (
                  "too, it keeps them where a line is bad"),
             Flag("on-error", "what a line that cannot be answered does: stop, the default, ends the run; write leaves "
                  "its error in the answer's place, and the exit code is 1 at the end", choices=(STOP, WRITE)),
-            Flag("keep", "a field of the lines, such as an id, that goes along beside the answer; give it once for "
-                 "each", "FIELD", repeated=True),
+            Flag("keep-field", "a field of the lines, such as an id, that goes along beside the answer; give it once "
+                 "for each", "FIELD", repeated=True),
             Flag("lines", "what lines are; auto goes by the file's ending, else by the first line", choices=LINES),
             Flag("question", "the question, in place of TEXT", "TEXT"),
             Flag("context", "the text that holds the answer", "TEXT"),

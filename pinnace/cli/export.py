@@ -59,9 +59,9 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     else:
         console.result(summary(exported, console.seconds))
     folder = shlex.quote(str(exported.path))
-    form = FORMS.get(exported.manifest.task)
-    speaks = form is not None and _TOKENIZER_FILES & set(exported.manifest.files)
-    console.next(f"pinnace run {folder} {form.example}" if form and speaks else f"pinnace inspect {folder}")
+    example = FORMS[exported.manifest.task].example
+    speaks = _TOKENIZER_FILES & set(exported.manifest.files)
+    console.next(f"pinnace run {folder} {example}" if speaks else f"pinnace inspect {folder}")
     return 0
 
 

@@ -106,6 +106,7 @@ class Flag:
         choices: the only words that it takes.
         convert: from the user's text to the value.
         repeated: may be given several times; the value is then a list.
+        settable: a variable of the environment may stand in for it.
     """
 
     name: str
@@ -115,6 +116,7 @@ class Flag:
     choices: tuple[str, ...] = ()
     convert: Convert = as_text
     repeated: bool = False
+    settable: bool = True
 
     @property
     def variable(self) -> str:
@@ -175,7 +177,8 @@ COMMON: Final = (
     Flag("json", "print one JSON object on standard output"),
     Flag("quiet", "print nothing but the result and errors", short="q"),
     Flag("verbose", "say more, and show the traceback of an error", short="v"),
-    Flag("help", "show this help and exit", short="h"),
+    # Set for all commands, it would let every check in a script pass.
+    Flag("help", "show this help and exit", short="h", settable=False),
 )
 
 
@@ -293,7 +296,7 @@ def _known_words(command: Command, rest: Sequence[str]) -> list[str]:
 
 def _value(flag: Flag, given: Any, environ: Mapping[str, str]) -> Any:
     if given is None:
-        said = environ.get(flag.variable)
+        said = environ.get(flag.variable) if flag.settable else None
         if said:  # an empty variable is how many tools say "not set"
             return flag.read_variable(said)
         return None if flag.value or flag.choices else False

@@ -88,7 +88,7 @@ def _line_item(task: str, line: str, kind: str, keep: Sequence[str], item: Item)
         fields = {**value} if isinstance(value, dict) else {form.text: value}
         for name in keep:
             if name not in fields:
-                raise InputError(f"{place} has no field {name!r}, which --keep names; give it one")
+                raise InputError(f"{place} has no field {name!r}, which --keep-field names; give it one")
             kept[name] = fields[name] if name in form.fields else fields.pop(name)
         for name in fields:
             if name not in form.fields:
@@ -102,7 +102,7 @@ def _line_item(task: str, line: str, kind: str, keep: Sequence[str], item: Item)
 
 
 def _no_fields(name: str) -> UsageError:
-    return UsageError(f"--keep names fields of JSON lines, and those of {name} are plain text; leave it out")
+    return UsageError(f"--keep-field names fields of JSON lines, and those of {name} are plain text; leave it out")
 
 
 @contextlib.contextmanager
@@ -175,4 +175,4 @@ def _parsed(line: str, place: str) -> Any:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
         reason = "nested too deeply" if isinstance(error, RecursionError) else str(error)
-        raise InputError(f"{place} is not JSON: {reason}. Mend it; for plain texts, give --lines text") from None
+        raise InputError(f"{place} is not JSON: {reason}. Correct it; for plain texts, give --lines text") from None

@@ -24,7 +24,8 @@ def tasks(arguments: SimpleNamespace, console: Console) -> int:
             width = max(map(len, row["heads"]))
             for name, head in row["heads"].items():
                 checkpoint = f", {row['catalog'][name]}" if name in row["catalog"] else ""
-                console.result(f"  {name:<{width}}  {head}{checkpoint}")
+                untrained = " without this head (--init-missing makes one)" if name in row["untrained"] else ""
+                console.result(f"  {name:<{width}}  {head}{checkpoint}{untrained}")
     console.next("pinnace export bert --task qa")
     return 0
 
@@ -35,24 +36,23 @@ def task_rows() -> list[dict[str, Any]]:
     from pinnace.models.registry import ARCHS
     from pinnace.spec import TASK_ALIASES
 
-    return [
-        {
+    rows = []
+    for task in TASKS.values():
+        entries = {arch.name: arch.catalog[task.name] for arch in ARCHS.values() if task.name in arch.catalog}
+        rows.append({
             "task": task.name,
             "aliases": list(TASK_ALIASES[task.name]),
             "heads": dict(task.heads),
-            "catalog": {
-                arch.name: arch.catalog[task.name].repository for arch in ARCHS.values() if task.name in arch.catalog
-            },
+            "catalog": {name: entry.repository for name, entry in entries.items()},
+            "untrained": [name for name, entry in entries.items() if entry.untrained],
             "takes": _takes(task.name),
             "outputs": [spec.name for spec in task.outputs],
-        }
-        for task in TASKS.values()
-    ]
+        })  # fmt: skip
+    return rows
 
 
 def _takes(task: str) -> list[str]:
-    if (form := FORMS.get(task)) is None:
-        return []
+    form = FORMS[task]
     needed = [f"--{flag_of(field)}" for field in (*form.required, *([form.option] if form.option else []))]
     return ["TEXT", *needed, *(f"[--{flag_of(field)}]" for field in form.optional)]
 

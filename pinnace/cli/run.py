@@ -35,8 +35,6 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     options = read_options(arguments.option or ())
     bundle = Bundle.open(arguments.bundle, verify=not arguments.no_verify)
     task = canonical_task(arguments.task or bundle.manifest.task)
-    if task not in FORMS:
-        raise unknown_word("task that answers on the command line", task, FORMS)
     given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
     if given["candidate_labels"] is not None:
         given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
@@ -133,14 +131,12 @@ def _kept_fields(arguments: SimpleNamespace, alone: bool) -> tuple[str, ...]:
     Raises:
         UsageError: flags for lines, and there is one input; or a name that an answer's record has of its own.
     """
-    keep = tuple(dict.fromkeys(arguments.keep or ()))
+    keep = tuple(dict.fromkeys(arguments.keep_field or ()))
     if alone and (keep or arguments.on_error):
-        raise UsageError("--keep and --on-error go with lines: --input FILE, or - for standard input")
+        raise UsageError("--keep-field and --on-error go with lines: --input FILE, or - for standard input")
     for name in keep:
         if name in ANSWER_FIELDS:
-            raise UsageError(
-                f"--keep {name} would take the place of the answer's own field; name that of the lines anew"
-            )
+            raise UsageError(f"--keep-field {name}: an answer has a field of that name; rename that of the lines")
     return keep
 
 

@@ -52,14 +52,14 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
             console.out.flush()
         for model in serving.service.models.values():
             console.log(f"{model.name}: {model.pipe!r}")
-        console.log(f"serving on {address}, and says on {address}/metrics how it fares")
+        console.log(f"serving on {address}, metrics at {address}/metrics")
         console.next(_example(address, next(iter(serving.service.models.values())), settings.api_key is not None))
 
     bundles = read_names(arguments.bundle)
     serving = Serving(bundles, settings, log, fault, ready)
     console.stage(f"opening {', '.join(bundles)}")
     serving.run()
-    console.log("the service has ended, as it was asked to")
+    console.log("shut down cleanly")
     return 0
 
 

@@ -7,7 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -24,20 +24,29 @@ _NAME: Final = re.compile(r"([\w.+-]+)/(in|out)/([\w.+-]+)")
 
 
 @dataclasses.dataclass
-class Case:
+class GoldenCase:
     """One recorded call: inputs and outputs by name."""
 
     inputs: dict[str, Array] = dataclasses.field(default_factory=dict)
     outputs: dict[str, Array] = dataclasses.field(default_factory=dict)
 
 
-def read_golden(path: Path) -> dict[str, Case]:
+def write_golden(path: Path, cases: Mapping[str, GoldenCase]) -> None:
+    """Write cases in the form that `read_golden` reads."""
+    arrays: dict[str, Any] = {}
+    for name, case in cases.items():
+        arrays |= {f"{name}/in/{key}": value for key, value in case.inputs.items()}
+        arrays |= {f"{name}/out/{key}": value for key, value in case.outputs.items()}
+    np.savez(path, allow_pickle=False, **arrays)
+
+
+def read_golden(path: Path) -> dict[str, GoldenCase]:
     """Read ``golden.npz``, whose arrays are named ``case/in/input`` and ``case/out/output``.
 
     Raises:
         BundleError: not such a file, or too large a one.
     """
-    cases: dict[str, Case] = {}
+    cases: dict[str, GoldenCase] = {}
     try:
         with zipfile.ZipFile(path) as archive:
             members = archive.infolist()
@@ -49,7 +58,7 @@ def read_golden(path: Path) -> dict[str, Case]:
                 match = _NAME.fullmatch(name)
                 if match is None:
                     raise BundleError(f"{path.name} holds {name!r}; expected CASE/in/NAME or CASE/out/NAME")
-                case = cases.setdefault(match[1], Case())
+                case = cases.setdefault(match[1], GoldenCase())
                 (case.inputs if match[2] == "in" else case.outputs)[match[3]] = arrays[name]
     except BundleError:
         raise
@@ -60,7 +69,7 @@ def read_golden(path: Path) -> dict[str, Case]:
     return cases
 
 
-def check_numbers(session: Session, cases: Mapping[str, Case]) -> str:
+def check_numbers(session: Session, cases: Mapping[str, GoldenCase]) -> str:
     """Run every case and compare every output with the golden one, by the gate of the session's precision.
 
     Args:
@@ -99,7 +108,7 @@ def check_numbers(session: Session, cases: Mapping[str, Case]) -> str:
     return f"{len(cases)} case{'s' if len(cases) > 1 else ''}; worst output {worst[1]}"
 
 
-def _real(spec: TensorSpec, case: Case, array: Array) -> Array:
+def _real(spec: TensorSpec, case: GoldenCase, array: Array) -> Array:
     """What an output holds for tokens; a golden case's rows begin at their first place and are padded behind."""
     mask = case.inputs.get("attention_mask")
     if mask is None:

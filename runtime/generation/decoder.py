@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 
@@ -80,7 +80,7 @@ class Decoder:
         self.piece = PIECE if session.device == "cpu" and not self.spec.fixed else WHOLE
         if self.every_position:
             self.piece = min(self.piece, max(1, LOGITS_BYTES // (4 * self.vocabulary)))
-        self.cut_up_to = _longest_in_pieces(session.bundle.config())
+        self.cut_up_to = session.bundle.manifest.limits.in_pieces
         self.extra_inputs = [
             spec.name
             for spec in manifest.inputs
@@ -190,13 +190,6 @@ class Decoder:
                 first, widest, total = row, 0, 0
             widest, total = max(widest, length), total + length
         return [*groups, slice(first, len(lengths))]
-
-
-def _longest_in_pieces(config: Mapping[str, Any]) -> int | None:
-    """Tokens of a row up to which a key does not depend on how long the row is; None where it never does."""
-    rotary = config.get("rope_parameters")
-    stretched = isinstance(rotary, dict) and rotary.get("rope_type") == "dynamic"
-    return int(config.get("max_position_embeddings", 0)) if stretched else None
 
 
 class Batch:

@@ -1,4 +1,4 @@
-"""The table of pipelines: which class answers a task. A new task is one row here and one file beside it."""
+"""The table of pipelines: which class answers a task."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import unknown_word
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.pipelines.base import Pipeline
 from pinnace.spec import canonical_task
@@ -65,10 +64,7 @@ def pipeline(
         UsageError: an unknown task or precision, or a bundle for another task.
         BundleError: no bundle, or a damaged one.
     """
-    name = canonical_task(task)
-    if name not in PIPELINES:
-        raise unknown_word("pipeline", task, PIPELINES)
-    module, _, kind = PIPELINES[name].partition(":")
+    module, _, kind = PIPELINES[canonical_task(task)].partition(":")
     made: Pipeline[Any] = getattr(importlib.import_module(module), kind)(
         bundle, precision=precision, device=device, threads=threads, batch_tokens=batch_tokens, verify=verify,
         replicas=replicas, spin=spin, memory_limit=memory_limit,

@@ -32,6 +32,8 @@ _RENDERED: Final = frozenset(
 )
 # Options that only messages make use of.
 _FOR_MESSAGES: Final = ("continue_final_message", "tools", "documents", "chat_template", "chat_template_kwargs")
+# Options that say what a call returns beside new text, which is all that a stream gives.
+_OF_RECORDS: Final = ("return_full_text", "return_tensors", "clean_up_tokenization_spaces", "logprobs")
 _GENERATION: Final = tuple(field.name for field in dataclasses.fields(GenerationConfig))
 
 
@@ -156,15 +158,19 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
 
         Args:
             inputs: one input, or a list of them.
-            **options: those of a call.
+            **options: those of a call, but for those that say what it returns beside the new text.
 
         Yields:
             For one input the pieces; for a list ``(place, piece)``.
 
         Raises:
+            UsageError: an option that a stream has no use for.
             NumericalError: an input has no next token; the others are brought to their end first.
         """
         read = self._read_options(options)
+        for name in _OF_RECORDS:
+            if options.get(name) is not None and options[name] is not False:
+                raise UsageError(f"{name} is for calls, and a stream gives new text alone; leave it out")
         alone = self.is_one(inputs, read)
         items = [self.check_input(item, f"input {i}") for i, item in enumerate([inputs] if alone else inputs)]
         config = self.generator.config.merged(**read.generation)
@@ -183,7 +189,8 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         """
         read = self._read_options(options)
         item = self.check_input(start, "the beginning")
-        return self.generator.prefix(self._prompt(item, read, begins=True), timeout=read.timeout)
+        ids = self._prompt(item, read, begins=True)
+        return self.generator.prefix(ids, timeout=read.timeout, cancellation=read.cancellation)
 
     def prompt_ids(self, item: str | Messages, **options: Any) -> Array:
         """Return the token ids [tokens] of an input: a text as it is framed, messages as the template writes them."""

@@ -64,7 +64,7 @@ class Service:
     def stop(self) -> None:
         """End the work of all requests under way."""
         for work in list(self.works):
-            work.stop(Refused(503, "the service ends", code="ending"))
+            work.stop(Refused(503, "the service is shutting down", code="ending"))
 
     def app(self) -> Router:
         """The ASGI application."""
@@ -112,9 +112,9 @@ class Service:
             Refused: 503, not yet or no more.
         """
         if self._state == _OPENING:
-            raise Refused(503, "the models are being opened; come back soon", code="opening")
+            raise Refused(503, "the models are being opened; retry shortly", code="opening")
         if self._state == _ENDING:
-            raise Refused(503, "the service ends", code="ending", headers={"Connection": "close"})
+            raise Refused(503, "the service is shutting down", code="ending", headers={"Connection": "close"})
 
     def finish(self, exchange: Exchange, route: str) -> None:
         """Count and log a request that has been answered."""
