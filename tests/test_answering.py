@@ -41,6 +41,9 @@ class Fake:
         self.most = most
         self.runs = 0
 
+    def check_options(self, options: Any) -> None:
+        assert options == {}
+
     def check_input(self, value: Any, place: str) -> Any:
         if value == "form":
             raise InputError(f"{place} is wrong")
@@ -71,12 +74,13 @@ def items_of(values: Iterable[Any]) -> Iterator[Item]:
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.one_of(st.integers(0, 9), st.sampled_from(WORDS)), max_size=40), st.integers(1, 7))
 def test_whatever_fails_every_line_has_its_record(values: list[Any], most: int) -> None:
-    answering = Answering(Fake(most), {}, {}, records=True, write_errors=True)
+    answering = Answering(Fake(most), {}, records=True, write_errors=True)
     found = list(answering.answers(items_of(values)))
     assert len(found) == len(values)
     for number, (value, record) in enumerate(zip(values, found, strict=True), 1):
         if value in WORDS:
-            said = f"line {number} is wrong" if value == "form" else f"no {value}"
+            said = f"line {number} is wrong" if value == "form" else f"line {number}: no {value}"
+            said = "no line" if value == "line" else said
             assert record == {"error": said, "line": number, "id": -number}
             assert next(iter(record)) == "error"
         else:
@@ -86,16 +90,16 @@ def test_whatever_fails_every_line_has_its_record(values: list[Any], most: int) 
 
 @pytest.mark.parametrize("value", WORDS)
 def test_else_the_first_failure_ends_the_run(value: str) -> None:
-    answering = Answering(Fake(1), {}, {}, records=False, write_errors=False)
+    answering = Answering(Fake(1), {}, records=False, write_errors=False)
     found = []
-    with pytest.raises(PinnaceError):
+    with pytest.raises(PinnaceError, match=r"no line|line 3"):
         for answer in answering.answers(items_of([1, 2, value, 3])):
             found.append(answer)
     assert found == [2, 4] and answering.failed == 0
 
 
 def test_a_failure_of_the_machine_ends_the_run_anyway() -> None:
-    answering = Answering(Fake(2), {}, {}, records=False, write_errors=True)
+    answering = Answering(Fake(2), {}, records=False, write_errors=True)
     with pytest.raises(MachineError):
         list(answering.answers(items_of([1, "input", 3, "machine"])))
 
@@ -103,7 +107,7 @@ def test_a_failure_of_the_machine_ends_the_run_anyway() -> None:
 def test_few_failures_cost_few_runs() -> None:
     fake = Fake(512)
     values: list[Any] = [1] * 511 + ["input"]
-    assert len(list(Answering(fake, {}, {}, records=False, write_errors=True).answers(items_of(values)))) == 512
+    assert len(list(Answering(fake, {}, records=False, write_errors=True).answers(items_of(values)))) == 512
     assert fake.runs < 25, "each half once, and not each line"
 
 
@@ -140,15 +144,49 @@ def test_what_only_the_run_finds_out_leaves_an_error(cli: Cli, bundle_of: Bundle
 
 def test_a_line_is_to_blame_for_its_own_options_alone(cli: Cli, bundle_of: Bundles, tmp_path: Path) -> None:
     source = tmp_path / "in.jsonl"
-    source.write_text('"a"\n{"text": "b", "candidate_labels": []}\n"c"\n')
+    source.write_text(
+        '"a"\n{"text": "b", "candidate_labels": []}\n{"text": "c", "candidate_labels": ["x", "y"]}\n"d"\n'
+    )
     words = [bundle_of("tiny-nli"), "--task", "zero-shot", "-i", source, "--on-error", "write"]
     code, found, _ = cli(*words, "--candidate-labels", "sea,land")
-    assert code == 1 and [record.get("line") for record in found] == [None, 2, None]
-    assert found[0]["labels"] and "candidate_labels" in found[1]["error"]
+    assert code == 1 and [record.get("line") for record in found] == [None, 2, None, None]
+    assert [sorted(found[i]["labels"]) for i in (0, 2, 3)] == [["land", "sea"], ["x", "y"], ["land", "sea"]]
+    assert found[1]["error"].startswith(f"line 2 of {source}: candidate_labels is []")
+    # Labels for all lines are not needed where those that lack them are told.
     code, found, err = cli(*words)
-    assert (code, found) == (2, []) and "candidate_labels" in err
-    code, found, err = cli(*words, "--candidate-labels", "sea,land", "--option", "multi_label=5")
-    assert (code, found) == (2, []) and "multi_label" in err
+    assert code == 1 and [record.get("line") for record in found] == [1, 2, None, 4]
+    assert found[0]["error"].startswith(f"line 1 of {source}: candidate_labels is None")
+    code, found, err = cli(*words[:-2])
+    assert (code, found) == (2, []) and "line 1" in err
+    # What is wrong for all lines ends the run, whatever lines have of their own.
+    for labels in ([], ["--candidate-labels", "sea,land"]):
+        code, found, err = cli(*words, *labels, "--option", "multi_label=5")
+        assert (code, found) == (2, []) and "multi_label" in err and str(source) not in err
+
+
+@pytest.mark.parametrize("mode", ["stop", "write"])
+def test_an_error_of_the_run_names_its_line(cli: Cli, bundle_of: Bundles, tmp_path: Path, mode: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("\n\n\n" + '"a [MASK]"\n' * 700 + '"no mask"\n"a [MASK]"\n')
+    code, found, err = cli(bundle_of("tiny-mlm"), "-i", source, "--on-error", mode)
+    said = f"line 704 of {source} has no mask"
+    if mode == "stop":  # what stands before it is answered
+        assert code == 2 and len(found) == 700 and said in err
+    else:
+        assert code == 1 and len(found) == 702 and found[700]["error"].startswith(said)
+    source.write_text('"good"\n"bad \\ud800"\n')
+    code, found, err = cli(bundle_of("tiny-classify"), "-i", source, "--on-error", mode)
+    place = f"line 2 of {source}"
+    assert place in (err if mode == "stop" else found[1]["error"]) and code == (2 if mode == "stop" else 1)
+
+
+@pytest.mark.parametrize("value", ["NaN", "1e999", '[{"a": -Infinity}]'])
+def test_what_json_cannot_hold_is_not_kept(cli: Cli, bundle_of: Bundles, tmp_path: Path, value: str) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text(f'{{"id": 1, "text": "a"}}\n{{"id": {value}, "text": "b"}}\n{{"id": 3, "text": "c"}}\n')
+    code, found, _ = cli(bundle_of("tiny-classify"), "-i", source, "--on-error", "write", "--keep-field", "id")
+    assert code == 1 and [record.get("id") for record in found] == [1, None, 3]
+    assert found[1]["line"] == 2 and "NaN or infinity" in found[1]["error"] and "line 2" in found[1]["error"]
 
 
 def test_a_far_too_long_line_is_read_past(

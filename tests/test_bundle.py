@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from pinnace.errors import BundleError, UsageError
@@ -15,7 +19,9 @@ from pinnace.runtime.bundles import bundle as bundle_module
 from pinnace.runtime.bundles import integrity, verdicts
 from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.bundles.certificate import read_certificate
-from tests.tiny_bundle import hub_tree, make_bundle, write_manifest
+from pinnace.runtime.engine.session import Session, load
+from pinnace.runtime.pipelines.table import pipeline
+from tests.tiny_bundle import example, hub_tree, make_bundle, write_manifest
 
 FILES = ("README.md", "certificate.json", "config.json", "golden.npz", "model.onnx", "model.safetensors")
 
@@ -275,3 +281,71 @@ def test_config_that_is_no_object(folder: Path) -> None:
         (folder / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
         with pytest.raises(BundleError, match=word):
             Bundle.open(folder, verify=False).config()
+
+
+def replace(folder: Path, new: Path) -> None:
+    """Put another bundle in a bundle's place, as an export to the same folder does."""
+    folder.rename(folder.with_name(f"{folder.name}-before-{new.name}"))
+    new.rename(folder)
+
+
+def test_a_bundle_that_was_replaced_is_not_mixed_with_the_one_that_was_opened(folder: Path, tmp_path: Path) -> None:
+    opened, untouched = Bundle.open(folder), Bundle.open(folder, verify=False)
+    session = load(folder, threads=1)
+    before = session.run(example(2, 3))
+    session.renew()  # as in a forked child
+    (folder / "config.json").chmod(0o600)
+    assert all(np.array_equal(value, before[name]) for name, value in session.run(example(2, 3)).items())
+    replace(folder, make_bundle(tmp_path / "new"))
+    session.run(example(2, 3))  # what is open stays what it is
+    session.renew()
+    for late in (lambda: session.run(example(2, 3)), lambda: Session(opened), lambda: Session(untouched),
+                 opened.config, untouched.config):  # fmt: skip
+        with pytest.raises(BundleError, match=r"was replaced since it was opened: .* Open it anew"):
+            late()
+    load(folder, threads=1).run(example(2, 3))
+
+
+def test_a_pipeline_made_before_its_bundle_was_replaced_gives_no_answer_of_both(
+    bundle_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    folder, new = tmp_path / "live", tmp_path / "new"
+    shutil.copytree(bundle_of("tiny-classify"), folder)
+    shutil.copytree(folder, new)
+    pipe = pipeline("text-classification", folder, threads=1)
+    replace(folder, new)
+    with pytest.raises(BundleError, match="was replaced since it was opened"):
+        pipe("good")
+    assert pipeline("text-classification", folder, threads=1)("good")
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_a_bundle_that_is_replaced_while_it_is_opened_is_opened_anew(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, verify: bool
+) -> None:
+    new = make_bundle(tmp_path / "new", golden=False)
+    read_text, ready = integrity.read_text, [new]
+
+    def late(path: Path, most: int) -> str:
+        text = read_text(path, most)
+        if ready:
+            replace(folder, ready.pop())
+        return text
+
+    monkeypatch.setattr(integrity, "read_text", late)
+    if verify:
+        assert "golden.npz" not in Bundle.open(folder).manifest.files
+    else:
+        with pytest.raises(BundleError, match="was replaced"):
+            Session(Bundle.open(folder, verify=False))
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() != 0, reason="only root can become another user")
+def test_a_bundle_that_may_not_be_read_is_an_error_of_ours(folder: Path) -> None:
+    folder.parent.chmod(0o700)
+    code = (
+        "import os\nfrom pinnace import Bundle, PinnaceError\nos.setgid(65534)\nos.setuid(65534)\n"
+        f"try:\n    Bundle.open({str(folder)!r})\nexcept PinnaceError as error:\n    print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith(f"cannot read the bundle {folder}: Permission denied"), done.stderr

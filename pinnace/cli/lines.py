@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, Final
 
 from pinnace.cli.inputs import Item, near_path, shape_of, split
-from pinnace.errors import InputError, UsageError, unknown_word
+from pinnace.errors import InputError, NumericalError, UsageError, unknown_word
 from pinnace.forms import FORMS, Form
+from pinnace.json_text import to_json
 
 MAX_LINE_BYTES: Final = 64 << 20
 LINES: Final = ("auto", "json", "text")
@@ -37,8 +38,7 @@ def items_of_lines(
         keep: fields of a line that its answer shall hold, whether the task takes them or not.
 
     Raises:
-        UsageError: no such file, or fields to keep of lines that are plain text.
-        InputError: it begins with a list of inputs.
+        UsageError: no such file, one that begins with a list of inputs, or fields to keep of lines of plain text.
     """
     form = FORMS[task]
     name = "standard input" if source == "-" else source
@@ -63,7 +63,7 @@ def items_of_lines(
             if not kind and (kind := "json" if _is_json(line) else "text") == "text" and keep:
                 raise _no_fields(name)
             if first and kind == "json" and _begins_list(task, line):
-                raise InputError(_one_a_line(form, item.place))
+                raise UsageError(_one_a_line(form, item.place))
             first = False
             yield _line_item(task, line, kind, keep, item)
 
@@ -89,7 +89,7 @@ def _line_item(task: str, line: str, kind: str, keep: Sequence[str], item: Item)
         for name in keep:
             if name not in fields:
                 raise InputError(f"{place} has no field {name!r}, which --keep-field names; give it one")
-            kept[name] = fields[name] if name in form.fields else fields.pop(name)
+            kept[name] = _kept(name, fields[name] if name in form.fields else fields.pop(name), place)
         for name in fields:
             if name not in form.fields:
                 raise InputError(f"{place}: {unknown_word(f'field of {task}', str(name), form.fields)}")
@@ -99,6 +99,14 @@ def _line_item(task: str, line: str, kind: str, keep: Sequence[str], item: Item)
         return dataclasses.replace(item, kept=kept, error=error)
     value, own = split(form, fields)
     return dataclasses.replace(item, value=value, options={**item.options, **own}, kept=kept)
+
+
+def _kept(name: str, value: Any, place: str) -> Any:
+    try:
+        to_json(value)
+    except NumericalError:
+        raise InputError(f"the field {name!r} of {place} holds NaN or infinity, which are no JSON to keep") from None
+    return value
 
 
 def _no_fields(name: str) -> UsageError:

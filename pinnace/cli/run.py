@@ -51,7 +51,8 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
         batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
     )  # fmt: skip
-    _check_options(pipe, options)
+    shared = shared_options(task, given)
+    _check_options(pipe, options, shared, lines=single is None)
     console.detail(f"opened {pipe!r} for {task}")
     facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
     decides = {
@@ -65,8 +66,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     if arguments.resume or (single is None and Path(str(source)).is_file()):
         decides |= {"input": input_facts(str(source)), "lines": arguments.lines}
 
-    shared = shared_options(task, given)
-    answering = Answering(pipe, options, shared, records=bool(keep), write_errors=arguments.on_error == WRITE)
+    answering = Answering(pipe, options, records=bool(keep), write_errors=arguments.on_error == WRITE)
 
     def answers(done: int) -> Iterator[Any]:
         if single is not None:
@@ -111,11 +111,11 @@ def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
     return options
 
 
-def _check_options(pipe: Any, options: dict[str, Any]) -> None:
-    """Check the names of options, before a file is opened for the answers.
+def _check_options(pipe: Any, options: dict[str, Any], shared: dict[str, Any], *, lines: bool) -> None:
+    """Check the options of all calls, before a file is opened for the answers.
 
     Raises:
-        UsageError: an unknown one, or one that takes an object of a program.
+        UsageError: an unknown or unfit one, or one that takes an object of a program.
     """
     known = {*pipe.option_names}
     for name in options:
@@ -123,6 +123,10 @@ def _check_options(pipe: Any, options: dict[str, Any]) -> None:
             raise UsageError(f"option {name!r} takes an object of a program; leave it out on the command line")
         if name not in known:
             raise unknown_word(f"option of {pipe.task}", name, known - {*_FOR_PROGRAMS})
+    if lines:
+        # What each line may have of its own, such as labels, is judged with the line.
+        own = {option: "any" for option in [FORMS[pipe.task].option] if option}
+        pipe.check_options({**own, **options, **shared})
 
 
 def _kept_fields(arguments: SimpleNamespace, alone: bool) -> tuple[str, ...]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError, nearest_word, unknown_word
 from pinnace.runtime.bundles import integrity, verdicts
+from pinnace.runtime.bundles.integrity import Identity
 from pinnace.spec import AUTO, MANIFEST_NAME, PRECISIONS, Manifest, Variant
 
 MAX_JSON_BYTES: Final = 16 << 20
@@ -22,10 +24,13 @@ class Bundle:
         verified: whether its files were checked.
     """
 
-    def __init__(self, path: Path, manifest: Manifest, *, verified: bool) -> None:
+    def __init__(
+        self, path: Path, manifest: Manifest, *, verified: bool, identities: Mapping[str, Identity] | None = None
+    ) -> None:
         self.path = path
         self.manifest = manifest
         self.verified = verified
+        self._identities = identities or {}
 
     @classmethod
     def open(cls, path: str | Path, *, verify: bool = True) -> Bundle:
@@ -40,22 +45,45 @@ class Bundle:
             BundleError: no such folder, not a bundle, or a missing, extra, renamed, changed or unsafe file.
         """
         folder = Path(path).expanduser().absolute()
-        if not folder.is_dir():
-            raise BundleError(_no_folder(folder))
-        if not (folder / MANIFEST_NAME).exists():
-            raise BundleError(_no_manifest(folder))
+        try:
+            if not folder.is_dir():
+                raise BundleError(_no_folder(folder))
+            if not (folder / MANIFEST_NAME).exists():
+                raise BundleError(_no_manifest(folder))
+        except OSError as error:
+            raise BundleError(f"cannot read the bundle {folder}: {error.strerror}") from None
+        while True:
+            identity = integrity.identify(folder, MANIFEST_NAME)
+            try:
+                return cls._open(folder, identity, verify)
+            except BundleError:
+                # Another process may have put a new bundle in this one's place while it was read.
+                if integrity.identify(folder, MANIFEST_NAME).same_content(identity):
+                    raise
+
+    @classmethod
+    def _open(cls, folder: Path, identity: Identity, verify: bool) -> Bundle:
         started = verdicts.now_ns()
-        identity = integrity.identify(folder, MANIFEST_NAME)
-        bundle = cls(
-            folder, Manifest.from_json(integrity.read_text(folder / MANIFEST_NAME, MAX_JSON_BYTES)), verified=verify
-        )
-        bundle._check_references()
+        manifest = Manifest.from_json(integrity.read_text(folder / MANIFEST_NAME, MAX_JSON_BYTES))
+        identities = {MANIFEST_NAME: identity}
         if verify:
-            identities = {**integrity.check_names(folder, bundle.manifest.files), MANIFEST_NAME: identity}
-            if not verdicts.is_remembered(folder, identities):
-                bundle._check_contents()
-                verdicts.remember(folder, identities, started)
+            identities |= integrity.check_names(folder, manifest.files)
+        bundle = cls(folder, manifest, verified=verify, identities=identities)
+        bundle._check_references()
+        if verify and not verdicts.is_remembered(folder, identities):
+            bundle._check_contents()
+            verdicts.remember(folder, identities, started)
         return bundle
+
+    def check_same(self) -> None:
+        """Check that the files are those that were opened: whoever reads some of them later calls this behind it.
+
+        Raises:
+            BundleError: they were changed, or the bundle was replaced.
+        """
+        for name, identity in self._identities.items():
+            if not integrity.identify(self.path, name).same_content(identity):
+                raise BundleError(f"{self.path} was replaced since it was opened: {name} is another file. Open it anew")
 
     def variant(self, precision: str | None = None) -> Variant:
         """Return the variant of a precision; None takes fp32 where present, else the first; ``"auto"`` as `precision`.
@@ -108,10 +136,12 @@ class Bundle:
         """Return the JSON object in one of the bundle's files.
 
         Raises:
-            BundleError: no such file, one that is unsafe or too large, or not a JSON object.
+            BundleError: no such file, one that is unsafe or too large, not a JSON object, or that of another bundle.
         """
         integrity.identify(self.path, name)
-        return integrity.read_object(self.path / name, MAX_JSON_BYTES)
+        found = integrity.read_object(self.path / name, MAX_JSON_BYTES)
+        self.check_same()
+        return found
 
     def _check_references(self) -> None:
         """Check that the files which the variants name are among the manifest's files."""

@@ -29,6 +29,10 @@ class Identity(NamedTuple):
     mtime: int
     ctime: int
 
+    def same_content(self, other: Identity) -> bool:
+        """Whether both are one file, whose content was not written meanwhile; its mode or owner may have changed."""
+        return self[:4] == other[:4]
+
 
 def identify(folder: Path, name: str) -> Identity:
     """Return the identity of one file of the bundle, after checking that it is safe to open.

@@ -249,6 +249,7 @@ class Session:
                 self._count = self.threads
                 native = open_shared(bundle, self.precision, self.device, self._count, spin=self._settings.spin)
                 self._dtypes = match_manifest(bundle, self.precision, native)
+                bundle.check_same()
                 self._memory = threads.memory_limit()
                 self._bundle, self._native = bundle, native
         return self._native

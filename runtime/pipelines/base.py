@@ -282,6 +282,14 @@ class Pipeline(abc.ABC, Generic[Options]):
         """The names of the options that a call takes."""
         return tuple(field.name for field in dataclasses.fields(self.options_type))
 
+    def check_options(self, options: Mapping[str, Any]) -> None:
+        """Check the options of a call, before there is an input.
+
+        Raises:
+            UsageError: an unknown or unfit one.
+        """
+        self._read_options(options)
+
     def _check_names(self, options: Mapping[str, Any]) -> None:
         for name in options:
             if name not in self.option_names:

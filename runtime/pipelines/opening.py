@@ -117,7 +117,7 @@ def open_parts(bundle: Bundle, arguments: Arguments, threads: int) -> Parts:
     shape = fixed_shape(manifest)
     longest = min(manifest.limits.sequence, tokenizer.model_max_length or manifest.limits.sequence)
     longest = min(longest, shape.tokens or longest)
-    config = bundle.config()
+    config = bundle.config()  # read last, for this also tells whether session and tokenizer are still this bundle's
     budget = arguments.batch_tokens or default_token_budget(int(config.get("hidden_size", 768)))
     numbers = [s.shape[-1] for s in manifest.outputs if len(s.shape) == 3 and isinstance(s.shape[-1], int)]
     budget = min(budget, max(1, OUTPUT_BYTES // (4 * max(numbers, default=1))))
