@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import datetime
 import importlib.util
 import json
 import os
+import shutil
 import statistics
+import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -79,6 +82,20 @@ def versions(python: Path | None = None) -> dict[str, str]:
     return shown
 
 
+def code(root: Path = ROOT) -> dict[str, Any]:
+    """Which code is measured: its commit, whether the tree is as committed (both None without git), and when (UTC)."""
+    found: dict[str, Any] = {"commit": None, "clean": None}
+    git = shutil.which("git")
+    if git and (root / ".git").exists():  # not the commit of a repository that holds an unpacked archive
+        commit, changes = (
+            subprocess.run([git, *words], cwd=root, capture_output=True, encoding="utf-8", check=False)
+            for words in (["rev-parse", "HEAD"], ["status", "--porcelain"])
+        )
+        if commit.returncode == changes.returncode == 0:
+            found = {"commit": commit.stdout.strip(), "clean": not changes.stdout.strip()}
+    return {**found, "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")}
+
+
 def environment(threads: int, **more: str) -> dict[str, str]:
     """Environment variables of a child: quiet, off-line, with so many threads, and these files to import."""
     return children.environment(threads, PYTHONPATH=str(ROOT), **more)
@@ -144,6 +161,7 @@ def finish(
     facts = {
         "benchmark": title,
         "quick": arguments.quick,
+        "code": code(),
         "machine": machine(),
         "versions": versions(),
         "peers": versions(arguments.peers_python) if arguments.peers_python else None,

@@ -1,35 +1,49 @@
-"""Write the README's file map from each file's first sentence, or check with --check that it is as the files are."""
+"""Write the README's map of packages, and of all files docs/map.md, from their first sentences; or --check both."""
 
 from __future__ import annotations
 
 import ast
+import re
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 README = ROOT / "README.md"
+MAP = ROOT / "docs" / "map.md"
 BEGIN, END = "<!-- map: written by docs/generate_map.py -->", "<!-- end of map -->"
 # In the order in which a reader should meet them; a folder inside comes after the one that holds it.
 FOLDERS = {
-    "pinnace": "what both halves share: facts, errors, files",
-    "models": "the reference models in PyTorch, their configurations and checkpoints",
-    "export": "from a checkpoint to a verified bundle",
-    "quantize": "smaller precisions",
-    "runtime": "serving without PyTorch",
-    "tests": "the tests, their data and golden results",
-    "benchmarks": "one file for each question about speed or size",
-    "docs": "references that are written by programs, and guides",
-    "examples": "programs to start from",
+    "pinnace": "What exporting and serving share: facts, errors, files.",
+    "models": "The reference models in PyTorch, their configurations and checkpoints.",
+    "export": "From a checkpoint to a verified bundle.",
+    "quantize": "Smaller precisions, judged on data.",
+    "runtime": "Serving without PyTorch.",
+    "tests": "The tests, their data and golden results.",
+    "benchmarks": "One file for each question about speed or size, and the results.",
+    "docs": "Guides, and the programs that write the references.",
+    "examples": "Programs to start from.",
 }
 OTHERS = {
+    "README.md": "What Pinnace does, and the first steps with it.",
     "pyproject.toml": "Packaging, and the settings of every tool.",
     "constraints.txt": "The versions that the checks run with.",
     "Makefile": "`make demo`, `make test`, `make check`, `make docs`, `make clean`.",
     ".ci/run": "All that must hold before a change is merged.",
-    "CHANGELOG.md": "What changed for users.",
+    "CHANGELOG.md": "What each release brings.",
     "LICENSE": "Apache-2.0.",
-    "docs/cli.md": "Every command, flag, variable and exit code, written from the program.",
+    "MANIFEST.in": "What the source distribution holds beside the packages.",
 }
+# Pages whose first paragraph does not say what they are.
+WRITTEN = {
+    "cli.md": "Every command, flag, variable and exit code, written from the program.",
+    "map.md": "Every file in one sentence, written from the files.",
+}
+
+
+def sentence(text: str) -> str:
+    """The first sentence of a text, with the full stop that it may lack."""
+    first = re.split(r"(?<=[.?!]) ", " ".join(text.split()))[0]
+    return first if first.endswith((".", "?", "!")) else first + "."
 
 
 def first_sentence(path: Path) -> str:
@@ -38,26 +52,35 @@ def first_sentence(path: Path) -> str:
     Raises:
         SystemExit: the file has none.
     """
-    text = ast.get_docstring(ast.parse(path.read_text("utf-8"))) or ""
-    paragraph = " ".join(text.partition("\n\n")[0].split())
-    if not paragraph:
-        raise SystemExit(f"{path.relative_to(ROOT)} has no docstring, and the README's map needs its sentence")
-    return paragraph.partition(". ")[0].rstrip(".") + "."
+    paragraph = (ast.get_docstring(ast.parse(path.read_text("utf-8"))) or "").partition("\n\n")[0]
+    if not paragraph.strip():
+        raise SystemExit(f"{path.relative_to(ROOT)} has no docstring, and the map needs its sentence")
+    return sentence(paragraph)
 
 
-def title(page: Path) -> str:
-    """The heading of a page, as a sentence."""
-    return page.read_text("utf-8").partition("\n")[0].lstrip("# ").rstrip(".") + "."
+def page_sentence(page: Path) -> str:
+    """The first sentence below the heading of a page.
+
+    Raises:
+        SystemExit: something else stands there.
+    """
+    if page.name in WRITTEN:
+        return WRITTEN[page.name]
+    paragraph = [*page.read_text("utf-8").split("\n\n"), ""][1]
+    if not paragraph.strip() or paragraph.startswith(("    ", "```", "|", "#", "<")):
+        raise SystemExit(f"{page.relative_to(ROOT)} must begin with a sentence below its heading; the map needs it")
+    return sentence(paragraph)
 
 
-def with_packages_inside() -> dict[str, str]:
-    """All folders that the map shows, with their meaning: a package inside one says its own."""
+def folders() -> dict[str, str]:
+    """All folders that the maps show, with their meaning: a package inside one says its own."""
     found = {}
     for folder, meaning in FOLDERS.items():
         found[folder] = meaning
-        for path in sorted((ROOT / folder).glob("*/__init__.py")):
-            if not path.parent.is_symlink():
-                found[f"{folder}/{path.parent.name}"] = first_sentence(path)
+        for path in sorted((ROOT / folder).rglob("*/__init__.py")):
+            inside = path.parent.relative_to(ROOT)
+            if not any((ROOT / parent).is_symlink() for parent in (inside, *inside.parents)):
+                found[inside.as_posix()] = first_sentence(path)
     return found
 
 
@@ -66,46 +89,57 @@ def marks_a_package(path: Path) -> bool:
     return path.name == "__init__.py" and len(ast.parse(path.read_text("utf-8")).body) < 2
 
 
-def files_of(folder: str) -> list[Path]:
-    """Files of a folder that the map names: Python files, but for those that only mark a package."""
-    return sorted(path for path in (ROOT / folder).glob("*.py") if not marks_a_package(path))
+def files_of(folder: str) -> dict[str, str]:
+    """Files of a folder that the map names: pages, and Python files, but for those that only mark a package."""
+    found = {}
+    if folder == "docs":
+        pages = {MAP, *(ROOT / folder).glob("*.md")}  # the map itself is perhaps not yet written
+        found = {path.name: page_sentence(path) for path in sorted(pages)}
+    programs = sorted(path for path in (ROOT / folder).glob("*.py") if not marks_a_package(path))
+    return found | {path.name: first_sentence(path) for path in programs}
+
+
+def package_map() -> str:
+    """The README's map as Markdown: a line for each folder."""
+    return "\n".join(["", *(f"- `{folder}/`: {meaning}" for folder, meaning in folders().items()), ""])
 
 
 def file_map() -> str:
-    """The map as Markdown: a folded list for each folder."""
-    pages = {path.relative_to(ROOT).as_posix(): title(path) for path in sorted((ROOT / "docs").glob("*.md"))}
-    lines = ["", *(f"- `{name}`: {text}" for name, text in {**pages, **OTHERS}.items()), ""]
-    for folder, meaning in with_packages_inside().items():
+    """The page with the whole map: a list for each folder."""
+    lines = ["# Every file", "", "<!-- written by docs/generate_map.py -->", ""]
+    lines += [f"- `{name}`: {text}" for name, text in OTHERS.items()]
+    for folder, meaning in folders().items():
         if found := files_of(folder):
-            lines += [f"<details><summary><code>{folder}/</code> {meaning}</summary>", ""]
-            lines += [f"- `{path.name}`: {first_sentence(path)}" for path in found]
-            lines += ["", "</details>"]
+            lines += ["", f"## {folder}/", "", meaning, ""]
+            lines += [f"- `{name}`: {text}" for name, text in found.items()]
     return "\n".join([*lines, ""])
 
 
-def written(text: str) -> str:
+def readme(text: str) -> str:
     """The README's text with the map as it should be."""
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise SystemExit(f"README.md must have one line {BEGIN!r} and one {END!r}")
     head, _, rest = text.partition(BEGIN)
-    return head + BEGIN + "\n" + file_map() + END + rest.partition(END)[2]
+    return head + BEGIN + "\n" + package_map() + "\n" + END + rest.partition(END)[2]
 
 
 def main(argv: list[str]) -> int:
-    """Write the map, or with ``--check`` compare it."""
+    """Write the maps, or with ``--check`` compare them."""
     missing = [name for name in OTHERS if not (ROOT / name).exists()]
     if missing:
         raise SystemExit(f"the map names files that are not there: {', '.join(missing)}")
-    text = README.read_text("utf-8")
+    wanted = {README: readme(README.read_text("utf-8")), MAP: file_map()}
     if argv == ["--check"]:
-        if text != written(text):
-            print("the README's file map is not as the files are; run: python docs/generate_map.py", file=sys.stderr)
-            return 1
-        return 0
+        stale = [path for path, text in wanted.items() if not path.is_file() or path.read_text("utf-8") != text]
+        for path in stale:
+            name = path.relative_to(ROOT)
+            print(f"the map in {name} is not as the files are; run: python docs/generate_map.py", file=sys.stderr)
+        return 1 if stale else 0
     if argv:
         print("usage: python docs/generate_map.py [--check]", file=sys.stderr)
         return 2
-    README.write_text(written(text), "utf-8")
+    for path, text in wanted.items():
+        path.write_text(text, "utf-8")
     return 0
 
 

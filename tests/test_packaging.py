@@ -1,4 +1,4 @@
-"""The wheel: it has every package and file, is small, and serves where nothing but the core is there."""
+"""Wheel and source archive: every package and file is there, little else, and the wheel serves with the core alone."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SETUP = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 FOLDERS = {"pinnace": "pinnace", **SETUP["package-dir"]}
 MOST_BYTES = 15_000_000
+ABOUT = {"CHANGELOG.md", "LICENSE", "MANIFEST.in", "PKG-INFO", "README.md", "pyproject.toml", "setup.cfg"}
 
 
 def test_packages_are_the_folders() -> None:
@@ -48,6 +49,11 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return next((copy / "dist").glob("*.whl"))
 
 
+def modules_in(wheel: Path) -> set[str]:
+    with zipfile.ZipFile(wheel) as archive:
+        return {name for name in archive.namelist() if name.startswith("pinnace/")}
+
+
 @pytest.mark.slow
 def test_the_wheel_has_every_file_and_little_weight(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
@@ -58,6 +64,23 @@ def test_the_wheel_has_every_file_and_little_weight(wheel: Path) -> None:
                 assert f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}" in sizes
     assert "pinnace/py.typed" in sizes and any(name.endswith("entry_points.txt") for name in sizes)
     assert sum(sizes.values()) < MOST_BYTES
+
+
+@pytest.mark.slow
+def test_the_source_archive_builds_the_wheel_and_has_the_docs(wheel: Path, tmp_path: Path) -> None:
+    copy, output = tmp_path / "copy", tmp_path / "dist"
+    ignored = shutil.ignore_patterns(".*", "__pycache__", "*.egg-info", "build", "dist", "demo", "data", "golden")
+    shutil.copytree(ROOT, copy, symlinks=True, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), str(copy)]
+    subprocess.run(command, check=True, capture_output=True, cwd=tmp_path, timeout=240)  # the wheel from the archive
+    shutil.unpack_archive(next(output.glob("*.tar.gz")), tmp_path / "unpacked", filter="data")
+    [folder] = (tmp_path / "unpacked").iterdir()
+    files = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    # The tests' data, which `make test` and `make demo` need, are too large to ship: nothing is there that needs them.
+    assert {file.parts[0] for file in files} == {*ABOUT, *FOLDERS.values(), "docs", "pinnace.egg-info"}
+    docs = {path.name for path in (ROOT / "docs").glob("*.md")}
+    assert {file.name for file in files if file.parts[0] == "docs"} == docs
+    assert modules_in(next(output.glob("*.whl"))) == modules_in(wheel)
 
 
 @pytest.mark.slow
