@@ -16,7 +16,7 @@ from pinnace.errors import CheckFailed, UsageError, unknown_word
 from pinnace.export import lowering_onnx, lowering_ort, lowering_static
 from pinnace.export.cases import Case, golden_case, grid
 from pinnace.export.certificate import certificate, to_json, tools
-from pinnace.export.genai import write_genai_config
+from pinnace.export.genai import check_generation_config, write_genai_config
 from pinnace.export.graph import Row, lower
 from pinnace.export.interface import Interface, Options, check_options
 from pinnace.export.model_weights import ModelWeights, find_weights, make_weights
@@ -224,6 +224,8 @@ class _Build:
             self.limits = dataclasses.replace(self.limits, sequence=face.cache.capacity)
         if self.origin.folder:
             copy_settings(self.origin.folder, self.scratch)
+            if face.cache is not None:
+                check_generation_config(self.origin.folder)
         special = complete_tokenizer(self.scratch) if has_tokenizer(self.scratch) else {}
         self.say(f"tracing {self.origin.head} for {self.origin.task.name}")
         traced = trace(weights.build, face.traced.call, face.traced.inputs, face.traced.outputs)

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from pinnace.errors import BundleError
-from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.errors import BundleError, CheckpointError
+from pinnace.runtime.generation.config import CONFIG_NAME, GenerationConfig
 from pinnace.spec import PAST, PRESENT, Manifest
 
 GENAI_NAME: Final = "genai_config.json"
@@ -35,6 +35,19 @@ _PRESENT: Final[Mapping[str, str]] = types.MappingProxyType(
 )
 
 
+def check_generation_config(folder: Path) -> None:
+    """Read a checkpoint's ``generation_config.json``, if it has one, as every run of its bundle will.
+
+    Raises:
+        CheckpointError: it asks for what Pinnace does not have, or is wrong.
+    """
+    if (folder / CONFIG_NAME).is_file():
+        try:
+            GenerationConfig.from_folder(folder)
+        except BundleError as error:
+            raise CheckpointError(str(error)) from None
+
+
 def write_genai_config(folder: Path, manifest: Manifest, config: Any) -> bool:
     """Write ``genai_config.json`` beside the graphs of a decoder whose shapes are not fixed.
 
@@ -44,17 +57,12 @@ def write_genai_config(folder: Path, manifest: Manifest, config: Any) -> bool:
         config: the model's configuration.
 
     Returns:
-        whether a file was written: not for a graph without a cache or of fixed shape, nor where
-        ``generation_config.json`` asks for what Pinnace cannot read, which is told where it is used.
+        whether a file was written: not for a graph without a cache or of fixed shape.
     """
     axes = manifest.inputs[0].shape
     if manifest.cache is None or manifest.cache.fixed or not all(isinstance(axis, str) for axis in axes):
         return False
-    try:
-        generation = GenerationConfig.from_folder(folder)
-    except BundleError:
-        return False
-    facts = genai_config(manifest, config, generation)
+    facts = genai_config(manifest, config, GenerationConfig.from_folder(folder))
     (folder / GENAI_NAME).write_text(json.dumps(facts, indent=2) + "\n", "utf-8")
     return True
 

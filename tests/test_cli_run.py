@@ -157,6 +157,7 @@ def test_one_object_is_whole_json_or_nothing(cli: Cli, monkeypatch: pytest.Monke
         ("tiny-classify", [], b"a\nb\xff\n", ["line 2", "not UTF-8", "byte 2"]),
         ("tiny-classify", ["--option", "top_k"], b"a\n", ["--option is 'top_k'", "name=value"]),
         ("tiny-classify", ["--option", "topk=3"], b"a\n", ["'topk'", "Did you mean 'top_k'?"]),
+        ("tiny-generate", ["--option", "top_h=3"], b"a\n", ["Pinnace does not have top_h", "leave it out"]),
         ("tiny-classify", ["--option", "{1}"], b"a\n", ["is not JSON"]),
         ("tiny-classify", ["--task", "qa"], b"a\n", ["text-classification", "question-answering"]),
         ("tiny-classify", ["--precision", "fp16"], b"a\n", ["fp16", "fp32"]),

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from pinnace.errors import BundleError
 from pinnace.export.builder import export
 from pinnace.export.genai import GENAI_NAME, genai_config, write_genai_config
 from pinnace.runtime.generation.config import GenerationConfig
@@ -80,7 +81,8 @@ def test_who_gets_none(opened: Opened, tmp_path: Path) -> None:
     config = SimpleNamespace(hidden_size=8, num_attention_heads=2, bos_token_id=1, eos_token_id=2, pad_token_id=3)
     assert not write_genai_config(tmp_path, dataclasses.replace(manifest, cache=None), config)
     (tmp_path / "generation_config.json").write_text('{"guidance_scale": 2.5}')
-    assert not write_genai_config(tmp_path, manifest, config)
+    with pytest.raises(BundleError, match="guidance_scale"):
+        write_genai_config(tmp_path, manifest, config)
     assert not (tmp_path / GENAI_NAME).exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from pinnace.errors import UsageError
 from pinnace.runtime.generation import decoder as decoder_module
 from pinnace.runtime.generation import kvcache
+from pinnace.runtime.generation.config import GenerationConfig
 from pinnace.runtime.generation.result import Generated
 from tests.generation_bundles import LENGTH, VOCABULARY, Opened, decoder_of, full_logits, opened, prompts, uncached
 
@@ -185,7 +186,8 @@ def test_up_to_the_last_token_that_the_model_takes(opened: Opened, name: str) ->
     assert ids(generator.generate([row], max_new_tokens=40)) == [want]
     assert ids(generator.generate([row, short], max_new_tokens=40))[0] == want
     # A default longer than the room is cut to it, as the model's own files often say more than fits.
-    assert len(ids(generator.generate([row], max_length=10_000))[0]) == 40
+    says_more = opened.generator(name, config=GenerationConfig(max_length=10_000))
+    assert len(ids(says_more.generate([row]))[0]) == 40
 
 
 @every_target

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import pickle
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,16 @@ import numpy as np
 import pytest
 import transformers
 
-from pinnace.errors import BundleError, InputError, UsageError
+from pinnace.errors import BundleError, CheckpointError, InputError, UsageError
+from pinnace.export.builder import export
+from pinnace.publishing import file_facts
+from pinnace.runtime.checks.verify import verify_bundle
 from pinnace.runtime.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig
 from pinnace.runtime.generation.fields import FIELDS
+from pinnace.spec import MANIFEST_NAME, Manifest
+from tests.generation_bundles import CHECKPOINT, Opened, decoder_of, opened
+
+__all__ = ["decoder_of", "opened"]
 
 OURS_ALONE = {"presence_penalty", "frequency_penalty", "logit_bias", "seed"}
 
@@ -82,9 +90,9 @@ def test_without_a_file_a_row_ends_as_the_model_says(tmp_path: Path) -> None:
 
 
 def test_a_file_may_say_what_has_no_effect(tmp_path: Path) -> None:
-    folder = written(tmp_path, temperature=0.0, top_p=5, early_stopping=True, chat_format="x", renormalize_logits=False)
-    config = GenerationConfig.from_folder(folder)
-    assert config.merged(do_sample=False).temperature == 0
+    facts = {"temperature": 0.0, "top_p": 5, "top_k": -1, "early_stopping": True, "renormalize_logits": False}
+    config = GenerationConfig.from_folder(written(tmp_path, chat_format="x", **facts))
+    assert config.merged(do_sample=False).temperature == 0 and config.top_k == -1
     with pytest.raises(UsageError, match="temperature"):
         config.merged(do_sample=True)
 
@@ -99,6 +107,8 @@ def test_a_file_may_say_what_has_no_effect(tmp_path: Path) -> None:
         ({"force_words_ids": [[1]]}, "force_words_ids"),
         ({"temprature": 0.5}, "Did you mean 'temperature'"),
         ({"do_sample": 1}, "do_sample: got '1', expected true or false"),
+        ({"do_sample": True, "temperature": 0}, "temperature: got 0"),
+        ({"top_k": 0.5}, "top_k"),
         ({"num_beams": 2.5}, "num_beams"),
         ({"num_beams": 3, "num_return_sequences": 4}, "at most num_beams"),
         ({"eos_token_id": "2"}, "eos_token_id"),
@@ -106,7 +116,7 @@ def test_a_file_may_say_what_has_no_effect(tmp_path: Path) -> None:
     ],
 )
 def test_a_file_that_cannot_be_followed(tmp_path: Path, facts: dict[str, Any], text: str) -> None:
-    with pytest.raises(BundleError, match=text):
+    with pytest.raises(BundleError, match=f"(?s){text}.*the checkpoint's generation_config.json, and export again"):
         GenerationConfig.from_folder(written(tmp_path, **facts))
 
 
@@ -125,6 +135,29 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+@pytest.mark.parametrize("facts", [{"epsilon_cutoff": 0.1}, {"do_sample": True, "temperature": 0}])
+def test_a_checkpoints_file_is_read_before_it_is_exported(facts: dict[str, Any], tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    written(checkpoint, **facts)
+    told: list[str] = []
+    with pytest.raises(CheckpointError, match=f"{checkpoint}.*generation_config.json: .*{list(facts)[-1]}"):
+        export(checkpoint, task="generate", output=tmp_path / "bundle", progress=told.append)
+    assert not (tmp_path / "bundle").exists() and not any("tracing" in line for line in told)
+
+
+def test_verify_reads_the_file_of_a_bundle(opened: Opened, tmp_path: Path) -> None:
+    bundle = shutil.copytree(opened.make("ort"), tmp_path / "bundle")
+    assert [check.detail for check in verify_bundle(bundle).checks if check.name == "generation"] == [
+        "generation_config.json can be followed"
+    ]
+    written(bundle, epsilon_cutoff=0.1)  # as a bundle of an older release has it, whose manifest fits
+    manifest = Manifest.from_json((bundle / MANIFEST_NAME).read_text("utf-8"))
+    (bundle / MANIFEST_NAME).unlink()
+    (bundle / MANIFEST_NAME).write_text(dataclasses.replace(manifest, files=file_facts(bundle)).to_json(), "utf-8")
+    report = verify_bundle(bundle)
+    assert report.exit_code == 3 and [check.name for check in report.checks if not check.ok] == ["generation"]
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
@@ -132,6 +165,9 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         ({"stop_strings": {1, "a"}}, "stop_strings: got .*expected a string or a list"),
         ({"early_stopping": np.array([1, 2])}, "early_stopping: got .*expected True, False or 'never'"),
         ({"temprature": 1.0}, "Did you mean 'temperature'"),
+        ({"force_words_ids": [[1]]}, "Pinnace does not have force_words_ids"),
+        ({"guidance_scale": 1.5}, "Pinnace does not have guidance_scale"),
+        ({"use_cache": True}, "use_cache changes nothing here; leave it out"),
         ({"max_new_tokens": 0}, "max_new_tokens: got '0', expected a whole number from 1"),
         ({"max_new_tokens": 2**63}, "max_new_tokens"),
         ({"max_new_tokens": True}, "max_new_tokens"),
@@ -143,7 +179,8 @@ def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
         ({"do_sample": True, "min_p": -0.1}, "min_p"),
         ({"do_sample": True, "min_p": 10**400}, "min_p"),
         ({"do_sample": True, "typical_p": 0}, "typical_p"),
-        ({"do_sample": True, "top_k": -1}, "top_k"),
+        ({"do_sample": True, "top_k": -1}, "top_k: got -1, expected a number of at least 0"),
+        ({"top_k": -1}, "top_k has no effect"),
         ({"temperature": 0.5}, "temperature has no effect without sampling"),
         ({"do_sample": False, "top_k": 5}, "top_k has no effect"),
         ({"seed": 0}, "seed has no effect without sampling"),

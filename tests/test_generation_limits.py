@@ -43,6 +43,7 @@ BAD: list[tuple[Any, dict[str, Any], type[Exception], str]] = [
     ([[3]], {"stop_strings": ["</s>x"]}, UsageError, "special token '</s>'"),
     ([[3]], {"max_new_tokens": 2**31 - 1}, InputError, f"the {LENGTH} tokens that the model takes"),
     ([[3]], {"max_new_tokens": 2**63}, UsageError, "max_new_tokens"),
+    ([[3]], {"max_length": LENGTH + 1}, InputError, f"max_length is {LENGTH + 1}, .*ask for at most {LENGTH}"),
     ([[3]], {"num_return_sequences": 2**40}, UsageError, "num_return_sequences"),
     ([[3]], {"logprobs": 10**9}, UsageError, "at most 100"),
     ([[3.5]], {}, InputError, "expected a row of token ids"),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import pickle
 import random
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,7 +18,8 @@ from tokenizers import decoders, models, pre_tokenizers
 
 from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageError
 from pinnace.runtime.engine.cancellation import Cancellation
-from pinnace.runtime.generation.streaming import RowText, new_text
+from pinnace.runtime.generation.row import Row
+from pinnace.runtime.generation.streaming import RowDecoder, RowText, new_text
 from pinnace.runtime.pipelines import base as pipeline_base
 from pinnace.runtime.pipelines.table import pipeline
 from pinnace.runtime.pipelines.text_generation import TextGenerationPipeline
@@ -73,6 +76,27 @@ def test_any_bytes_join_to_what_decoding_them_at_once_gives() -> None:
         assert new_text(backend.decode, [], tokens) == backend.decode(tokens)
         prompt = [*backend.encode("né").ids]
         assert new_text(backend.decode, prompt, tokens[:cut]) == backend.decode(tokens[:cut])
+
+
+def test_what_follows_a_whole_character_is_decoded_at_once(
+    pipe: TextGenerationPipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ByteFallback makes all bytes of a run replacement characters where the last of them are no character."""
+    backend = tokenizers.Tokenizer(models.BPE({f"<0x{i:02X}>": i for i in range(256)}, [], byte_fallback=True))
+    backend.decoder = decoders.Sequence([decoders.ByteFallback(), decoders.Fuse()])
+    bytes_ = [*"é€".encode(), *"😀".encode()[:2]]
+    assert backend.decode(bytes_) == "\ufffd" * 7
+    for cut in range(len(bytes_)):
+        known = backend.decode(bytes_[:cut]).rstrip("\ufffd")
+        assert new_text(backend.decode, bytes_[:cut], bytes_[cut:]) == ("\ufffd" * 7)[len(known) :]
+    assert new_text(backend.decode, bytes_[:1], []) == ""
+    # A call's text is that of all its tokens, whatever its stream gave.
+    of_bytes: Any = SimpleNamespace(decode=lambda ids, *_: backend.decode(ids), special_token_ids={})
+    monkeypatch.setattr(pipe.generator, "_decode", RowDecoder(of_bytes))
+    row, ids = list(b"n"), iter(bytes_)
+    monkeypatch.setattr(Row, "_choose", lambda _self, _logits: next(ids))
+    [[found]] = pipe.generator.generate([row], max_new_tokens=len(bytes_))
+    assert found.text == backend.decode([*row, *bytes_])[1:]
 
 
 def test_words_keep_their_spaces_and_parts_theirs() -> None:
@@ -236,6 +260,23 @@ def test_long_prompts(pipe: TextGenerationPipeline) -> None:
     cut = pipe(long, max_new_tokens=8, handle_long_generation="hole", return_tensors=True)[0]["generated_token_ids"]
     kept = pipe.tokenizer.encode(long)[-120:]
     assert cut[:120] == kept and len(cut) == 128
+    # What the call does not say is left half a row at most; a prompt that leaves room stays whole.
+    for said, file, kept, new in (
+        ({}, {}, 116, 12),
+        ({}, {"max_new_tokens": 5000}, 64, 64),
+        ({"max_new_tokens": None}, {}, 64, 64),
+        ({"max_new_tokens": 100}, {"max_new_tokens": 5000}, 28, 100),
+        ({"max_length": 30}, {}, 15, 15),
+        ({}, {"max_new_tokens": None, "max_length": 5000}, 64, 64),
+    ):
+        made: Any = copy.copy(pipe)
+        made.generator = copy.copy(pipe.generator)
+        made.generator.config = pipe.generator.config.merged(**file)
+        options: dict[str, Any] = {"eos_token_id": [], "handle_long_generation": "hole", "return_tensors": True, **said}
+        cut = made(long, **options)[0]["generated_token_ids"]
+        assert cut[:kept] == pipe.tokenizer.encode(long)[-kept:] and len(cut) == kept + new, (said, file)
+        with_room = made(long[:20], **options)
+        assert with_room == made(long[:20], **options | {"handle_long_generation": None})
     # An empty text begins with the first token of all.
     assert pipe("", max_new_tokens=4, return_tensors=True)[0]["generated_token_ids"][0] == pipe.tokenizer.bos_token_id
 
@@ -303,6 +344,16 @@ def test_options_that_contradict_each_other_or_are_of_another_kind(pipe: TextGen
             pipe("a boat", return_tensors=True, return_full_text=full)
     assert "generated_token_ids" in pipe("a boat", max_new_tokens=2, return_tensors=True)[0]
     assert pipe("a boat", max_new_tokens=2, return_full_text=None) == pipe("a boat", max_new_tokens=2)
+
+
+def test_words_of_transformers_are_told_from_misspelt_ones(pipe: TextGenerationPipeline) -> None:
+    for name in ("force_words_ids", "constraints", "exponential_decay_length_penalty", "penalty_alpha"):
+        with pytest.raises(UsageError, match=f"^Pinnace does not have {name}"):
+            pipe("a boat", **{name: 1})
+    with pytest.raises(UsageError, match="output_scores changes nothing here"):
+        pipe("a boat", output_scores=True)
+    with pytest.raises(UsageError, match="Did you mean 'max_new_tokens'"):
+        pipe("a boat", max_new_token=1)
 
 
 def test_logprobs_come_with_the_text(pipe: TextGenerationPipeline) -> None:

@@ -17,7 +17,7 @@ from pinnace.cli.inputs import INPUT_FIELDS, Item, flag_of, one_input, read_labe
 from pinnace.cli.lines import items_of_lines
 from pinnace.cli.output import Console
 from pinnace.cli.progress import Progress
-from pinnace.errors import CheckFailed, MachineError, UsageError, unknown_word
+from pinnace.errors import CheckFailed, MachineError, UsageError
 from pinnace.forms import FORMS
 from pinnace.spec import canonical_task
 
@@ -122,7 +122,7 @@ def _check_options(pipe: Any, options: dict[str, Any], shared: dict[str, Any], *
         if name in known & {*_FOR_PROGRAMS}:
             raise UsageError(f"option {name!r} takes an object of a program; leave it out on the command line")
         if name not in known:
-            raise unknown_word(f"option of {pipe.task}", name, known - {*_FOR_PROGRAMS})
+            raise pipe.unknown_option(name, known - {*_FOR_PROGRAMS})
     if lines:
         # What each line may have of its own, such as labels, is judged with the line.
         own = {option: "any" for option in [FORMS[pipe.task].option] if option}

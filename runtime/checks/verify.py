@@ -15,6 +15,7 @@ from pinnace.runtime.bundles.certificate import certificate_summary, read_certif
 from pinnace.runtime.checks import golden
 from pinnace.runtime.engine.providers import parse_device
 from pinnace.runtime.engine.session import Session
+from pinnace.runtime.generation.config import CONFIG_NAME, GenerationConfig
 from pinnace.spec import CERTIFICATE_NAME, GOLDEN_NAME, NOT_VALIDATED, Manifest, golden_name
 
 _NEVER: Final = (
@@ -101,6 +102,8 @@ def verify_bundle(
         if name.endswith(".safetensors"):
             checks.append(_check(f"weights {name}", partial(_weights, bundle, name)))
     checks.append(_check("certificate", partial(_certificate, bundle)))
+    if manifest.cache is not None:
+        checks.append(_check("generation", partial(_generation, bundle)))
     if all(check.ok for check in checks):
         for precision in chosen:
             if _never_compared(bundle):
@@ -148,6 +151,11 @@ def _certificate(bundle: Bundle) -> str:
     if unknown := sorted(set(summary) ^ set(bundle.manifest.variants)):
         raise BundleError(f"{CERTIFICATE_NAME} and the manifest disagree on the variant {unknown[0]!r}")
     return "; ".join(f"{precision} {words}" for precision, words in summary.items())
+
+
+def _generation(bundle: Bundle) -> str:
+    GenerationConfig.from_folder(bundle.path)
+    return f"{CONFIG_NAME} can be followed" if CONFIG_NAME in bundle.manifest.files else f"no {CONFIG_NAME}: defaults"
 
 
 def _never_compared(bundle: Bundle) -> bool:

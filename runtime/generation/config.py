@@ -17,6 +17,9 @@ from pinnace.runtime.generation.fields import FIELDS, contradiction
 
 CONFIG_NAME: Final = "generation_config.json"
 MAX_CONFIG_BYTES: Final = 1 << 20
+# What transformers takes of a model's configuration where no file of options was saved: when a row ends.
+_MODEL_CONFIG: Final = "config.json"
+_MODEL_TOKENS: Final = ("bos_token_id", "eos_token_id", "pad_token_id")
 DEFAULT_NEW_TOKENS: Final = 256
 """How many tokens are generated where neither ``max_new_tokens`` nor ``max_length`` is given."""
 
@@ -133,7 +136,12 @@ class GenerationConfig:
                 Pinnace does not have.
         """
         file = Path(path) / CONFIG_NAME
-        facts = integrity.read_object(file, MAX_CONFIG_BYTES) if file.exists() else _model_tokens(Path(path))
+        if not file.exists():
+            file = Path(path) / _MODEL_CONFIG
+        facts = integrity.read_object(file, MAX_CONFIG_BYTES) if file.exists() else {}
+        if file.name == _MODEL_CONFIG:
+            facts = {name: facts.get(name) for name in _MODEL_TOKENS}
+        origin = f"the checkpoint's {file.name}, and export again."
         options = {}
         for name, value in facts.items():
             if name in _DEFAULTS:
@@ -142,15 +150,15 @@ class GenerationConfig:
                 if value is not None and value not in _UNSUPPORTED[name]:
                     raise BundleError(
                         f"{file}: {name} is {str(value)[:80]!r}, which changes the result, and Pinnace does not have "
-                        f"it.\n  Remove {name} from the file."
+                        f"it.\n  Remove {name} from {origin}"
                     )
             elif name not in _BOOKKEEPING and (near := nearest_word(name, _DEFAULTS, 0.85)):
                 # Other programs' keys change nothing in transformers either; a misspelt option is meant to.
-                raise BundleError(f"{file}: unknown option {name!r}. Did you mean {near!r}?")
+                raise BundleError(f"{file}: unknown option {name!r}. Did you mean {near!r}?\n  Correct it in {origin}")
         try:
             return cls(**options)
         except UsageError as error:
-            raise BundleError(f"{file}: {error}") from None
+            raise BundleError(f"{file}: {error}\n  Correct it in {origin}") from None
 
     def merged(self, **overrides: Any) -> GenerationConfig:
         """Return these options with some replaced; an option of None goes back to its default, but for ``top_k``.
@@ -165,7 +173,7 @@ class GenerationConfig:
         """
         for name in overrides:
             if name not in _DEFAULTS:
-                raise unknown_word("generation option", name, _DEFAULTS)
+                raise known_elsewhere(name) or unknown_word("generation option", name, _DEFAULTS)
         said = {name for name, value in overrides.items() if value is not None}
         options = {name: getattr(self, name) for name in _DEFAULTS} | overrides
         for word, other in _INSTEAD:
@@ -215,8 +223,10 @@ class GenerationConfig:
 _DEFAULTS: Final[Mapping[str, Any]] = {field.name: field.default for field in dataclasses.fields(GenerationConfig)}
 
 
-def _model_tokens(folder: Path) -> dict[str, Any]:
-    """What transformers takes of a model's configuration where no file of options was saved: when a row ends."""
-    file = folder / "config.json"
-    config = integrity.read_object(file, MAX_CONFIG_BYTES) if file.exists() else {}
-    return {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+def known_elsewhere(name: str) -> UsageError | None:
+    """Build the error for an option of a call that transformers has and Pinnace does not; None for other words."""
+    if name in _UNSUPPORTED:
+        return UsageError(f"Pinnace does not have {name}, which changes the result in transformers; leave it out")
+    if name in _BOOKKEEPING:
+        return UsageError(f"{name} changes nothing here; leave it out")
+    return None

@@ -260,7 +260,8 @@ class Batch:
         places = feeds["position_ids"]
         np.add(cache.lengths[:, None], np.arange(tokens), out=places)
         if tokens > 1:
-            np.minimum(places, decoder.limit - 1, out=places)
+            # Padding stays at its row's last place: dynamic scaling takes the largest of a row for its length.
+            np.minimum(places, (cache.lengths + counts - 1)[:, None], out=places)
         # A device gets a copy of each feed when it is bound; the CPU reads the arrays themselves.
         if fed != self._fed or cache.device != "cpu":
             self._bind_feeds()

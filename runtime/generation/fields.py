@@ -134,7 +134,8 @@ def _strings(name: str, value: Any) -> tuple[str, ...]:
 
 
 def _any_real(name: str, value: Any) -> float:
-    # Sampling words are judged only where sampling is on: files carry temperature 0 beside do_sample false.
+    # Sampling words are judged only where sampling is on: files carry temperature 0, and top_k -1, beside do_sample
+    # false.
     return float(_finite(name, value))
 
 
@@ -147,7 +148,7 @@ FIELDS: Final[Mapping[str, Reader]] = {
     "stop_strings": _strings,
     "do_sample": _flag,
     "temperature": _any_real,
-    "top_k": _whole(0),
+    "top_k": _whole(-MAX_COUNT),
     "top_p": _any_real,
     "min_p": _any_real,
     "typical_p": _any_real,
@@ -182,6 +183,7 @@ _SAMPLING: Final[Mapping[str, tuple[Callable[[float], bool], str]]] = {
         lambda value: value >= 1e-5,
         "of at least 0.00001; for the likeliest token each time pass do_sample=False",
     ),
+    "top_k": (lambda value: value >= 0, "of at least 0, which is for all tokens"),
     "top_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "min_p": (lambda value: 0 <= value <= 1, "from 0 to 1"),
     "typical_p": (lambda value: 0 < value <= 1, "above 0 and at most 1"),

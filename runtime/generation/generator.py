@@ -98,8 +98,8 @@ class Generator:
         sequences = request.config.num_return_sequences
         return whole(
             [
-                [self._generated(rows[prompt, sequence], logprobs) for sequence in range(sequences)]
-                for prompt in range(len(request.prompts))
+                [self._generated(rows[place, sequence], prompt, request) for sequence in range(sequences)]
+                for place, prompt in enumerate(request.prompts)
             ]
         )
 
@@ -270,11 +270,12 @@ class Generator:
         strings = StopStrings(config.stop_strings)
         return strings.feed(new_text(self._decode, prompt.tolist(), ids.tolist())) + strings.flush()
 
-    def _generated(self, tokens: list[Token], logprobs: int | None) -> Generated:
-        new = [token for token in tokens if token.id is not None]
+    def _generated(self, tokens: list[Token], prompt: Array, request: Request) -> Generated:
+        new, logprobs = [token for token in tokens if token.id is not None], request.logprobs
+        ids = np.array([token.id for token in new], np.int64)
         return Generated(
-            ids=np.array([token.id for token in new], np.int64),
-            text=None if self._decode is None else "".join(token.text for token in tokens),
+            ids=ids,
+            text=self._text(prompt, ids, request.config),
             reason=str(tokens[-1].reason),
             logprobs=None if logprobs is None else np.array([token.logprob for token in new], np.float32),
             top_logprobs=tuple(token.top_logprobs for token in new) if logprobs else None,

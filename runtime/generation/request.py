@@ -94,6 +94,11 @@ def read_request(
             raise UsageError(f"prefix is {type(prefix).__name__}; expected what Generator.prefix computed, or None")
         prefix.check(decoder)
     rows = read_rows(decoder, prompts, mask)
+    if options.get("max_length") is not None and (config.max_length or 0) > decoder.limit:  # a file's is cut
+        raise InputError(
+            f"max_length is {config.max_length:,}, and the model takes {decoder.limit:,} tokens in all; "
+            f"ask for at most {decoder.limit:,}"
+        )
     asked = options.get("max_new_tokens") is not None
     limits = [_new_tokens(decoder, row, config, asked) for row in rows]
     least = config.num_beams  # the beams of a prompt run together

@@ -19,6 +19,9 @@ _NEIGHBOURS: Final = 8
 class RowText:
     """Turns the tokens of one row into pieces of text; joined, they are the text of all tokens.
 
+    But for decoders that write the bytes of whole characters anew where a piece of one follows (ByteFallback): a piece
+    that was given out stays. `new_text` is exact there too.
+
     Each token is decoded together with the tokens of the piece before it, because many decoders join neighbours (a
     word's parts, a leading space), and it is held back while its last character lacks bytes.
 
@@ -62,9 +65,11 @@ class RowText:
 
 
 def new_text(decode: Callable[[list[int]], str], prompt: Sequence[int], tokens: Sequence[int]) -> str:
-    """Return the text that tokens add to their prompt's, as `RowText` gives it in pieces."""
-    row = RowText(decode, prompt)
-    return "".join([*(row.push(token) for token in tokens), row.flush()])
+    """Return the text that tokens add to their prompt's, all decoded at once."""
+    if not tokens:
+        return ""
+    known = decode(list(prompt)).rstrip(_UNFINISHED) if prompt else ""
+    return decode([*prompt, *tokens])[len(known) :]
 
 
 class RowDecoder:

@@ -293,7 +293,11 @@ class Pipeline(abc.ABC, Generic[Options]):
     def _check_names(self, options: Mapping[str, Any]) -> None:
         for name in options:
             if name not in self.option_names:
-                raise unknown_word(f"option of {self.task}", name, self.option_names)
+                raise self.unknown_option(name, self.option_names)
+
+    def unknown_option(self, name: str, known: Iterable[str]) -> UsageError:
+        """Build the error for an option that a call does not take; ``known`` are those that it does."""
+        return unknown_word(f"option of {self.task}", name, known)
 
     def _read_options(self, options: Mapping[str, Any]) -> Options:
         self._check_names(options)

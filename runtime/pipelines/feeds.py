@@ -26,14 +26,17 @@ def make_feeds(
     """
     specs = {spec.name: spec.shape for spec in manifest.inputs}
     # A row without any token (an empty text and no special ones) becomes one token of padding.
-    ids = pad_rows([encoding.ids or [padding] for encoding in encodings], padding)
+    tokens = [encoding.ids or [padding] for encoding in encodings]
+    ids = pad_rows(tokens, padding)
     feeds = {"input_ids": ids}
     if "attention_mask" in specs:
         feeds["attention_mask"] = pad_rows([encoding.attention_mask or [1] for encoding in encodings], 0)
     if "token_type_ids" in specs:
         feeds["token_type_ids"] = pad_rows([encoding.type_ids or [0] for encoding in encodings], 0)
     if "position_ids" in specs:
-        feeds["position_ids"] = np.broadcast_to(np.arange(ids.shape[1]), ids.shape)
+        # Padding stays at its row's last place: dynamic scaling takes the largest of a row for its length.
+        last = np.array([[len(row) - 1] for row in tokens], np.int64)
+        feeds["position_ids"] = np.minimum(np.arange(ids.shape[1]), last)
     shape = specs["input_ids"]
     extra_rows = 0 if rows is None else rows * width - len(encodings)
     extra_tokens = shape[-1] - ids.shape[1] if isinstance(shape[-1], int) else 0

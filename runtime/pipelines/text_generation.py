@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -14,7 +14,7 @@ from pinnace.errors import DeadlineExceeded, InputError, NumericalError, UsageEr
 from pinnace.runtime.arguments import check_text, check_word
 from pinnace.runtime.chat.templates import ChatTemplate, with_text
 from pinnace.runtime.engine.cancellation import Cancellation
-from pinnace.runtime.generation.config import GenerationConfig
+from pinnace.runtime.generation.config import DEFAULT_NEW_TOKENS, GenerationConfig, known_elsewhere
 from pinnace.runtime.generation.generator import Generator
 from pinnace.runtime.generation.prefix import Prefix
 from pinnace.runtime.generation.request import DEFAULT_ROWS
@@ -46,7 +46,8 @@ class TextGenerationOptions(CallOptions):
         return_tensors: give ``generated_token_ids``, the prompt's among them, in place of a text.
         clean_up_tokenization_spaces: close up spaces before punctuation.
         add_special_tokens: frame a text as the model was trained; by default as the tokenizer does.
-        handle_long_generation: ``"hole"`` drops the beginning of a prompt that leaves no room for ``max_new_tokens``.
+        handle_long_generation: ``"hole"`` drops the beginning of a prompt that leaves no room for ``max_new_tokens``. A
+            number that the call does not say is left half a row at most, and so is a prompt that fills ``max_length``.
         continue_final_message: go on with the last message rather than answer it; by default where the assistant
             spoke last.
         tools: passed to the chat template.
@@ -201,6 +202,10 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         """The names of the options that a call takes: its own, and those of a generation."""
         return (*(name for name in super().option_names if name != "generation"), *_GENERATION)
 
+    def unknown_option(self, name: str, known: Iterable[str]) -> UsageError:
+        """As other pipelines do, but for transformers' words that Pinnace does not have."""
+        return known_elsewhere(name) or super().unknown_option(name, known)
+
     def _read_options(self, options: Mapping[str, Any]) -> TextGenerationOptions:
         self._check_names(options)
         own = {name: value for name, value in options.items() if name not in _GENERATION}
@@ -218,13 +223,21 @@ class TextGenerationPipeline(Pipeline[TextGenerationOptions]):
         if not ids and self.tokenizer.bos_token_id is not None:
             ids = [self.tokenizer.bos_token_id]
         array = np.array(ids, np.int64)
-        if options.handle_long_generation:
-            config = self.generator.config.merged(**options.generation)
-            room = self.generator.decoder.limit - (config.max_new_tokens or 1)
-            if room < 1:
-                raise UsageError(f"max_new_tokens={config.max_new_tokens} leaves no room for a prompt; ask for fewer")
-            array = array[-room:]
-        return array
+        return array[-self._kept(len(array), options) :] if options.handle_long_generation else array
+
+    def _kept(self, tokens: int, options: TextGenerationOptions) -> int:
+        """How many of a prompt's tokens may stay, so that there is room for what will be written."""
+        config, most = self.generator.config.merged(**options.generation), self.generator.decoder.limit
+        new = config.max_new_tokens or DEFAULT_NEW_TOKENS
+        if config.max_new_tokens is None and config.max_length is not None:
+            new = most = min(most, config.max_length)
+            if tokens < most:
+                return most
+        if options.generation.get("max_new_tokens") is None:
+            new = min(new, most // 2)  # a file or the default says how many are welcome, and not how many are needed
+        elif new >= most:
+            raise UsageError(f"max_new_tokens={new} leaves no room for a prompt; ask for fewer")
+        return most - new
 
     def _refuse_chat_options(self, options: TextGenerationOptions) -> None:
         for name in _FOR_MESSAGES:
