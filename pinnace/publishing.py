@@ -74,9 +74,12 @@ def staging(scratch: Path) -> Iterator[Path]:
 
 def _resolved(target: Path) -> Path:
     try:
-        return target.resolve()
-    except (OSError, RuntimeError) as error:
-        raise UsageError(f"{target} is a link that leads nowhere: {error}; {ELSEWHERE}") from None
+        found = target.resolve()
+    except (OSError, RuntimeError):
+        found = target
+    if found.is_symlink():  # links in a ring, which Python 3.13 gives back as they are
+        raise UsageError(f"{target} is a link that leads back to itself; {ELSEWHERE}")
+    return found
 
 
 def _clean_up(target: Path) -> None:

@@ -222,6 +222,7 @@ def raiser(error: BaseException) -> Callable[..., int]:
         (ZeroDivisionError("a fault"), 1, ["unexpected ZeroDivisionError: a fault", "-v shows where"]),
         (MemoryError(), 5, ["not enough memory"]),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: 9 bytes"), 5, ["not enough memory"]),
+        (ImportError("libx.so: failed to map segment from shared object"), 5, ["not enough memory"]),
         (OSError(errno.ENOSPC, "No space left on device", "/x"), 5, ["No space left on device (/x)"]),
         (KeyboardInterrupt(), 130, ["interrupted"]),
         (NumericalError("NaN in logits"), 1, ["NaN in logits"]),

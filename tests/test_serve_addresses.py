@@ -40,6 +40,13 @@ def test_health_and_models(client: Client) -> None:
     assert isinstance(one["created"], int) and one["owned_by"] == "pinnace"
 
 
+def test_an_address_may_name_the_host(client: Client) -> None:
+    assert client.get(f"{client.address}/healthz") == {"status": "alive"}
+    assert client.get("HTTP://elsewhere/v1/models/org/mlm")["id"] == "org/mlm"
+    assert client.good(f"{client.address}/v1/embeddings", input="a plant")
+    assert client.request("GET", client.address)[0] == 404
+
+
 def test_completions_have_openais_shape(client: Client, open_pipeline: OpenPipeline) -> None:
     answer = client.good(TEXT, model="glossary-lm", prompt="river (noun):", max_tokens=40)
     assert answer.pop("id").startswith("cmpl-") and isinstance(answer.pop("created"), int)

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import signal
+import socket
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from pinnace.errors import BundleError, MachineError
+from pinnace.json_text import to_json
 from pinnace.runtime.generation.slots import Slots
+from pinnace.runtime.server import answer
 from tests.generation_bundles import MakeBundle, decoder_of
 from tests.serving import ON, PATIENCE, TEXT, Start, served, start, with_words
 from tests.test_generation_limits import endless_bundle, poisoned
@@ -24,6 +28,8 @@ __all__ = ["decoder_of", "endless_bundle", "start"]
 
 WORDS = ["a", "b", "loop"]
 VECTORS = "/v1/pipelines/slow"
+# Some 350 kB of vectors, 1152 of them.
+LARGE = {"inputs": ["plant " * 200] * 9, "parameters": {"pooling": None}}
 
 
 @pytest.fixture
@@ -93,6 +99,62 @@ def test_the_end_does_not_wait_for_what_does_not_end(start: Start, runaway: dict
     assert answers[0][0] == 503 and answers[0][1]["error"]["code"] == "ending"
     child.communicate(timeout=PATIENCE)
     assert child.returncode == 0
+
+
+@pytest.mark.parametrize(("grace", "asked"), [(0.2, 1), (PATIENCE, 2)])
+def test_a_request_that_is_still_read_ends_with_the_service(
+    bundle_of: Callable[[str], Path], grace: float, asked: int
+) -> None:
+    with served({"embed": bundle_of("tiny-embed")}, grace=grace) as made:
+        connection = http.client.HTTPConnection(*made.client.place, timeout=PATIENCE)
+        connection.putrequest("POST", "/v1/embeddings")
+        connection.putheader("Content-Type", "application/json")
+        connection.putheader("Content-Length", "50")
+        connection.endheaders(b"{")
+        made.client.wait(lambda: len(made.serving.service.exchanges) == 1)
+        for _ in range(asked):
+            made.serving.end()
+        response = connection.getresponse()
+        assert response.status == 503 and json.loads(response.read())["error"]["code"] == "ending"
+
+
+def test_an_answer_that_takes_too_long_to_write_is_late(
+    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written = []
+
+    def slow(value: Any) -> str:
+        written.append(value)
+        time.sleep(0.02 if len(written) > 400 else 0)  # the first are written with nobody else at work
+        return to_json(value)
+
+    with served({"embed": bundle_of("tiny-embed")}, timeout=3.0) as made:
+        with monkeypatch.context() as patch:
+            patch.setattr(answer, "to_json", slow)
+            assert made.client.refused(504, "/v1/pipelines/embed", **LARGE)["code"] == "timeout"
+        assert made.client.good("/v1/pipelines/embed", **LARGE)
+    assert 400 < len(written) < 1000  # what nobody waits for is not written to its end
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [(TEXT, {"prompt": "a", "max_tokens": 1500, "logprobs": 5, "stream": True, **ON}), ("/v1/pipelines/embed", LARGE)],
+)
+def test_an_answer_that_is_not_read_ends_in_time_and_keeps_its_place_until_then(
+    decoder_of: MakeBundle, bundle_of: Callable[[str], Path], path: str, body: dict[str, Any]
+) -> None:
+    with served({"lm": decoder_of("apertus-ort"), "embed": bundle_of("tiny-embed")}, timeout=3.0) as made:
+        client = made.client
+        made.serving._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections have it from here
+        with client.begin(path, **body) as idle:
+            begun = idle.recv(1)
+            assert begun and client.metric("pinnace_requests_in_flight") == 1
+            client.wait(lambda: any(record["method"] == "POST" for record in made.records))
+            assert next(record["status"] for record in made.records if record["method"] == "POST") == 504
+            client.wait(lambda: client.metric("pinnace_requests_in_flight") == 0)
+            while part := idle.recv(1 << 16):  # the connection is closed
+                begun += part
+            assert begun.startswith(b"HTTP/1.1 200 ") and b"timeout" not in begun and b"[DONE]" not in begun
 
 
 def test_a_model_without_numbers_fails_the_request_alone(tmp_path: Path) -> None:

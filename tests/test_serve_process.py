@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +51,48 @@ def test_a_signal_ends_the_service_in_order(start: Start, decoder_of: MakeBundle
     assert f"POST {TEXT} lm 200 " in err and "Traceback" not in err
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no terminal hangs up here")
+def test_a_terminal_that_is_closed_ends_the_service_unless_it_is_told_otherwise(
+    start: Start, bundle_of: Callable[[str], Path]
+) -> None:
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        child, _ = start(str(bundle_of("tiny-embed")))
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)  # as nohup does
+        other, staying = start(str(bundle_of("tiny-embed")))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    for one in (child, other):
+        one.send_signal(signal.SIGHUP)
+    _, err = child.communicate(timeout=PATIENCE)
+    assert child.returncode == 0 and err.endswith("shut down cleanly\n")
+    assert staying.get("/healthz") and other.poll() is None
+
+
+@pytest.mark.skipif(not hasattr(resource, "prlimit"), reason="no limits of other processes here")
+def test_connections_for_which_there_are_no_files(start: Start, bundle_of: Callable[[str], Path]) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (before[1] - 1, before[1]))
+        child, client = start(str(bundle_of("tiny-embed")))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert resource.prlimit(child.pid, resource.RLIMIT_NOFILE) == (before[1], before[1])
+    few = len([*Path(f"/proc/{child.pid}/fd").iterdir()]) + 4
+    resource.prlimit(child.pid, resource.RLIMIT_NOFILE, (few, few))
+    idle = [socket.create_connection(client.place, PATIENCE) for _ in range(20)]
+    assert child.stderr is not None
+    line = child.stderr.readline()
+    assert "no more connections can be taken: Too many open files" in line
+    for one in idle:
+        one.close()
+    assert client.get("/healthz") == {"status": "alive"}
+    child.send_signal(signal.SIGTERM)
+    _, err = child.communicate(timeout=PATIENCE)
+    assert "no more connections" not in err and "Traceback" not in err and err.count("\n") == 2
+
+
 def test_a_program_reads_the_address_in_one_line(start: Start, bundle_of: Callable[[str], Path]) -> None:
     child, client = start(f"vectors={bundle_of('tiny-embed')}", "--json")
     assert child.stdout is not None
@@ -72,6 +116,8 @@ def test_a_port_that_is_taken(bundle_of: Callable[[str], Path], capsys: pytest.C
         assert main(["serve", str(bundle_of("tiny-embed")), "--port", str(made.client.place[1])]) == 5
     assert "Give another --host or --port" in capsys.readouterr().err
     assert main(["serve", "x", "--host", "no such host"]) == 5
+    assert main(["serve", "x", "--host", ""]) == 2
+    assert "--host is empty" in capsys.readouterr().err
 
 
 def test_without_the_extra(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,13 @@ from pinnace.errors import MachineError, PinnaceError, UsageError, unknown_word
 
 INTERRUPTED: Final = 130
 TERMINATED: Final = 128 + signal.SIGTERM
-_MEMORY_WORDS: Final = ("not enough memory", "can't allocate memory", "out of memory", "bad_alloc")
+_MEMORY_WORDS: Final = (
+    "not enough memory",
+    "can't allocate memory",
+    "out of memory",
+    "bad_alloc",
+    "failed to map segment",
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

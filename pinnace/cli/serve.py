@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import shlex
@@ -57,10 +58,20 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
 
     bundles = read_names(arguments.bundle)
     serving = Serving(bundles, settings, log, fault, ready)
+    _allow_open_files()
     console.stage(f"opening {', '.join(bundles)}")
     serving.run()
     console.log("shut down cleanly")
     return 0
+
+
+def _allow_open_files() -> None:
+    """Let the process open as many files as it may: each connection is one, and the usual limit is for programs."""
+    with contextlib.suppress(ImportError, OSError, ValueError):  # Windows has no such limit, macOS allows fewer
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _line(record: dict[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Iterator
 from typing import Any, Final
 
@@ -26,11 +27,15 @@ async def write_answer(content: Any) -> bytes:
         NumericalError: it holds NaN or infinity.
         Refused: 413, it is larger than `MAX_ANSWER_BYTES`. No more than these are made of it.
     """
+    unwanted = threading.Event()
     parts = json_parts(content)
-    begun = _take(parts, _SHORT_BYTES)
+    begun = _take(parts, _SHORT_BYTES, unwanted)
     if len(begun) <= _SHORT_BYTES:
         return begun
-    rest = await asyncio.to_thread(_take, parts, MAX_ANSWER_BYTES - len(begun))
+    try:
+        rest = await asyncio.to_thread(_take, parts, MAX_ANSWER_BYTES - len(begun), unwanted)
+    finally:
+        unwanted.set()  # where nobody waits any more, the thread ends too
     if len(begun) + len(rest) > MAX_ANSWER_BYTES:
         raise Refused(
             413,
@@ -81,11 +86,11 @@ def _is_flat(values: Any) -> bool:
     return not any(isinstance(inside, _CONTAINERS) for inside in values)
 
 
-def _take(parts: Iterator[str], most: int) -> bytes:
-    """Join parts until they are all there, or are more than ``most`` bytes."""
+def _take(parts: Iterator[str], most: int, unwanted: threading.Event) -> bytes:
+    """Join parts until they are all there, are more than ``most`` bytes, or are not wanted any more."""
     taken = bytearray()
     for part in parts:
         taken += part.encode()
-        if len(taken) > most:
+        if len(taken) > most or unwanted.is_set():
             break
     return bytes(taken)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hmac
+import re
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final, TypeAlias
 
 from starlette.requests import Request
 from starlette.routing import Route, Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from pinnace.errors import NumericalError
+from pinnace.errors import DeadlineExceeded, NumericalError
 from pinnace.runtime.server.completions import chat, completions
 from pinnace.runtime.server.encoders import embeddings, pipelines, rerank
 from pinnace.runtime.server.exchange import Exchange
@@ -20,7 +22,6 @@ from pinnace.runtime.server.failures import ClientGone, Refused, as_refused, is_
 from pinnace.runtime.server.metrics import Metrics
 from pinnace.runtime.server.models import Model
 from pinnace.runtime.server.settings import Settings
-from pinnace.runtime.server.work import Work
 
 Handler: TypeAlias = Callable[[Exchange], Awaitable[None]]
 Record: TypeAlias = dict[str, Any]
@@ -40,7 +41,7 @@ class Service:
 
     Attributes:
         models: name to model.
-        works: the work of all requests under way.
+        exchanges: the requests under way.
     """
 
     def __init__(
@@ -49,7 +50,7 @@ class Service:
         self.settings, self._log, self._fault = settings, log, fault
         self.models: dict[str, Model] = {}
         self.metrics = Metrics()
-        self.works: set[Work] = set()
+        self.exchanges: set[Exchange] = set()
         self._state = _OPENING
         self._since = int(time.time())
 
@@ -62,11 +63,11 @@ class Service:
         self._state = _ENDING
 
     def stop(self) -> None:
-        """End the work of all requests under way."""
-        for work in list(self.works):
-            work.stop(Refused(503, "the service is shutting down", code="ending"))
+        """End all requests under way."""
+        for exchange in list(self.exchanges):
+            exchange.stop(_ending())
 
-    def app(self) -> Router:
+    def app(self) -> ASGIApp:
         """The ASGI application."""
         posts: dict[str, Handler] = {
             "/v1/chat/completions": chat, "/v1/completions": completions, "/v1/embeddings": embeddings,
@@ -88,7 +89,14 @@ class Service:
 
         # A model's name may have slashes in it.
         routes = [Route(endpoint.route.replace("}", ":path}"), endpoint) for endpoint in endpoints]
-        return Router(routes, redirect_slashes=False, default=_Endpoint(self, "other", nowhere))
+        router = Router(routes, redirect_slashes=False, default=_Endpoint(self, "other", nowhere))
+
+        async def app(scope: Scope, receive: Receive, send: Send) -> None:
+            # HTTP lets a request name its whole address, as one to a proxy does.
+            scope["path"] = re.sub(r"^https?://[^/]*", "", scope["path"], flags=re.IGNORECASE)
+            await router(scope, receive, send)
+
+        return app
 
     def check_key(self, request: Request) -> None:
         """Let only those in who know the key, where there is one.
@@ -114,7 +122,7 @@ class Service:
         if self._state == _OPENING:
             raise Refused(503, "the models are being opened; retry shortly", code="opening")
         if self._state == _ENDING:
-            raise Refused(503, "the service is shutting down", code="ending", headers={"Connection": "close"})
+            raise _ending()
 
     def finish(self, exchange: Exchange, route: str) -> None:
         """Count and log a request that has been answered."""
@@ -193,6 +201,7 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(self._service, Request(scope, receive), send)
+        self._service.exchanges.add(exchange)
         try:
             if self._guarded:
                 self._service.check_key(exchange.request)
@@ -207,12 +216,18 @@ class _Endpoint:
             raise
         except BaseException as error:  # a library's panic too is answered
             refused = self._service.failed(exchange, error)
-            if isinstance(error, ClientGone) or exchange.begun:
-                exchange.status = refused.status
-            else:
-                await exchange.reply(refused.body(), refused.status, refused.headers)
+            exchange.status = refused.status
+            if not isinstance(error, ClientGone) and not exchange.begun:
+                with contextlib.suppress(DeadlineExceeded, Refused):  # it reads nothing of what it was sent before
+                    await exchange.reply(refused.body(), refused.status, refused.headers)
         finally:
+            self._service.exchanges.discard(exchange)
+            exchange.close()
             self._service.finish(exchange, self.route)
+
+
+def _ending() -> Refused:
+    return Refused(503, "the service is shutting down", code="ending", headers={"Connection": "close"})
 
 
 async def _alive(exchange: Exchange) -> None:

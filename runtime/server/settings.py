@@ -17,9 +17,11 @@ class Settings:
         threads: threads of one model's runs, as for `pipeline`.
         replicas: batches of one model that run at once, as for `pipeline`.
         verify: compare the bundles' files with their hashes.
-        max_concurrent: most requests of one model at work or waiting; more are told to come back later.
+        max_concurrent: most requests of one model at work, waiting or being sent their answer; more are told to come
+            back later.
         slots: most rows of one model that generate together.
-        timeout: most seconds for a request, from its first byte to its last.
+        timeout: most seconds for a request, from the end of its headers until the last of its answer is handed to the
+            network.
         grace: seconds that requests under way get to finish when the service is asked to end.
         max_request_bytes: largest body of a request.
         api_key: what clients must send as ``Authorization: Bearer KEY``; None for nothing.

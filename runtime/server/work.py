@@ -33,16 +33,13 @@ class Work:
         call: what ends the iterator's runs.
         items: makes the iterator; called in the thread.
         executor: lends the thread.
-        done: called in the thread when it has ended.
     """
 
-    def __init__(
-        self, call: Call, items: Callable[[Call], Iterator[Any]], executor: ThreadPoolExecutor, done: Callable[[], None]
-    ) -> None:
+    def __init__(self, call: Call, items: Callable[[Call], Iterator[Any]], executor: ThreadPoolExecutor) -> None:
         self.call = call
         self._loop = asyncio.get_running_loop()
         self._told: asyncio.Queue[tuple[Any, BaseException | None]] = asyncio.Queue()
-        executor.submit(self._run, items, done)
+        self._thread = executor.submit(self._run, items)
 
     async def next(self, otherwise: Any = None) -> Any:
         """Return the next item, or ``otherwise`` after the last.
@@ -60,15 +57,17 @@ class Work:
         self._told.put_nowait((None, error))
         self.call.cancel()
 
-    def _run(self, items: Callable[[Call], Iterator[Any]], done: Callable[[], None]) -> None:
+    def when_ended(self, do: Callable[[], None]) -> None:
+        """Call ``do`` when the thread has done with it: now, where it has already."""
+        self._thread.add_done_callback(lambda _: do())
+
+    def _run(self, items: Callable[[Call], Iterator[Any]]) -> None:
         try:
             for item in items(self.call):
                 self._tell(item, None)
             self._tell(_END, None)
         except BaseException as error:  # a library's panic too belongs to this request alone
             self._tell(None, error)
-        finally:
-            done()
 
     def _tell(self, item: Any, error: BaseException | None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop has ended, and nobody waits any more
