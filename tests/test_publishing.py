@@ -6,11 +6,12 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,31 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, start: str) -> None:
     else:
         target.mkdir()
         (target / "thesis.txt").write_text("keep me")
-    with pytest.raises(UsageError, match=r"precious.*another -o"), publishing(target):
+    with pytest.raises(UsageError, match=r"precious.*another output folder"), publishing(target):
         pytest.fail("it must be refused before anything is built")
     assert "keep me" in (target if start == "file" else target / "thesis.txt").read_text()
     assert entries(tmp_path) == ["precious"]
+
+
+def test_a_folder_in_a_bundle_is_refused(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    shutil.copytree(bundle_of("tiny-classify"), outer)
+    before = entries(outer)
+    for target in (outer / "inner", outer / "deep" / "inner"):
+        with (
+            pytest.raises(UsageError, match=r"inner lies in the bundle .*outer.*another output folder"),
+            publishing(target),
+        ):
+            pytest.fail("it must be refused before anything is built")
+    assert entries(outer) == before
+    publish(tmp_path / "beside")
+
+
+@pytest.mark.parametrize("content", ['{"name": "a page", "icons": []}', "no JSON", "[1]"])
+def test_a_manifest_of_another_program_is_no_bundle(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    publish(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "new"
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:
@@ -97,7 +119,7 @@ def test_a_link_stays_and_what_it_points_to_is_replaced(tmp_path: Path) -> None:
 def test_links_in_a_ring_are_a_usage_error(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to(tmp_path / "b")
     (tmp_path / "b").symlink_to(tmp_path / "a")
-    with pytest.raises(UsageError, match="another -o"), publishing(tmp_path / "a"):
+    with pytest.raises(UsageError, match="another output folder"), publishing(tmp_path / "a"):
         pytest.fail("it must be refused before anything is built")
 
 
