@@ -13,6 +13,7 @@ from pinnace.models.ops import last_position
 from pinnace.spec import PAST, PRESENT, CacheSpec, TensorSpec
 
 CAPACITY: Final = "capacity"  # of a cache that does not grow: a size that only the option fixes
+FLAT_CHOICES: Final = "batch*choices"  # the rows that several choices of each question are flattened into
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,7 +131,7 @@ def interface(task: Task, config: Any, options: Options, *, target: str, pooler:
 
 def _rows_of_text(task: Task) -> tuple[str, str]:
     """Axes of one flat batch of texts; several choices of one question are flattened into rows."""
-    return ("batch*choices" if "choices" in task.inputs[0].shape else "batch", "sequence")
+    return (FLAT_CHOICES if "choices" in task.inputs[0].shape else "batch", "sequence")
 
 
 def _every_position(spec: TensorSpec) -> TensorSpec:
@@ -176,4 +177,6 @@ def _fixed(
     fixed = dict(static)
     if {"sequence", "past_sequence"} <= fixed.keys():
         fixed.setdefault("total_sequence", fixed["sequence"] + fixed["past_sequence"])
+    if {"batch", "choices"} <= fixed.keys():
+        fixed.setdefault(FLAT_CHOICES, fixed["batch"] * fixed["choices"])
     return fixed

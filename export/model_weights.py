@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from pinnace.errors import CheckpointError, ConfigError
 from pinnace.export.source import Origin
 from pinnace.export.weights import random_weights
 from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
@@ -22,7 +23,7 @@ class ModelWeights:
     Attributes:
         build: makes the reference model, on the device of the moment.
         found: where each weight lies.
-        fresh: names of weights that the checkpoint lacks and that were made at random.
+        fresh: names of weights that the checkpoint lacks and that were made at random; constants are not among them.
         has_pooler: whether the model gives a pooled output.
     """
 
@@ -69,7 +70,10 @@ def find_weights(
     if pooled and found.missing and all("pooler." in name for name in found.missing):
         build, shapes = _builder(origin, add_pooling_layer=False)
         found = checkpoint.resolve(shapes, names, tied=tied)
-    found.require(origin.source.name, origin.head, init_missing=init_missing)
+    try:
+        found.require(origin.source.name, origin.head, init_missing=init_missing)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}{origin.other_head}") from None
     if found.untied:
         origin.config.update({"tie_word_embeddings": False})
     fresh = found.missing
@@ -81,7 +85,8 @@ def find_weights(
         made = Checkpoint.of_files(init_file.parent, (init_file,)).tensors
         bound = {**found.bound, **made, **{name: made[source] for name, source in shared.items()}}
         found = dataclasses.replace(found, bound=bound, missing=())
-    return ModelWeights(build, found, fresh, _has_pooler(shapes), checkpoint)
+    untrained = tuple(name for name in fresh if not name.endswith(names.constants))
+    return ModelWeights(build, found, untrained, _has_pooler(shapes), checkpoint)
 
 
 def _builder(origin: Origin, **options: Any) -> tuple[Callable[[], Any], dict[str, tuple[int, ...]]]:
@@ -90,8 +95,11 @@ def _builder(origin: Origin, **options: Any) -> tuple[Callable[[], Any], dict[st
     def build() -> Any:
         return head(origin.config, **options)
 
-    with torch.device("meta"):
-        state = build().state_dict()
+    try:
+        with torch.device("meta"):
+            state = build().state_dict()
+    except ConfigError as error:
+        raise ConfigError(f"{error}{origin.other_head}") from None
     return build, {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 

@@ -7,10 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pinnace.errors import CheckpointError, UsageError
-from pinnace.export.tasks import Task, find_task, task_of_head
+from pinnace.errors import CheckpointError, ConfigError, UsageError
+from pinnace.export.tasks import Task, find_task, tasks_of_head
 from pinnace.export.tokenizer_files import read_pooling
-from pinnace.models.checkpoints.hub import HubOptions, check_links, locate_checkpoint
+from pinnace.models.checkpoints.hub import HubOptions, check_adapter, check_links, locate_checkpoint
 from pinnace.models.configs.config import PreTrainedConfig
 from pinnace.models.registry import ARCHS, Arch, arch_named, arch_of, catalog_entry
 from pinnace.publishing import ELSEWHERE
@@ -22,7 +22,8 @@ class Origin:
     """What is known before anything is built.
 
     ``folder`` is None where there is no checkpoint at all (a catalog name with random weights). ``pooling`` is what a
-    sentence-transformers folder says, for the task of making vectors.
+    sentence-transformers folder says, for the task of making vectors. ``saved`` is the head that the checkpoint was
+    saved with, empty where it names none that Pinnace has.
     """
 
     folder: Path | None
@@ -32,6 +33,18 @@ class Origin:
     task: Task
     head: str
     pooling: Pooling | None = None
+    saved: str = ""
+
+    @property
+    def other_head(self) -> str:
+        """What to add to an error about a head: that the checkpoint was saved with another; empty where it was not."""
+        able = tasks_of_head(self.saved)
+        if self.task.name in able or not able:
+            return ""
+        return (
+            f"\n  {self.source.name} was saved as {self.saved}, which has no head for {self.task.name}; "
+            f"it serves: {', '.join(able)}"
+        )
 
 
 def find_origin(
@@ -80,10 +93,14 @@ def find_origin(
         folder = located.path
         if not (folder / "config.json").is_file():
             check_links(folder)
+            check_adapter(folder)
             inside = ", ".join(sorted(p.name for p in folder.iterdir())[:8]) or "nothing"
             raise CheckpointError(f"{model} is not a checkpoint: it has no config.json\n  it has: {inside}")
         facts, _ = PreTrainedConfig.get_config_dict(folder)
-        arch = arch_of(facts)
+        try:
+            arch = arch_of(facts)
+        except ConfigError as error:
+            raise ConfigError(f"{model}: {error}") from None
         if labels is not None:
             defaults = {**_without_labels(facts), **defaults}
         config = arch.config_class().from_pretrained(folder, **defaults)
@@ -97,11 +114,12 @@ def find_origin(
         config.update(changes)
     if labels is not None:
         _name_labels(config, labels, fixed=folder is not None and not random_weights)
+    saved = next((name for name in config.architectures or () if tasks_of_head(name)), "")
     if found.causal:
         config.update({"is_decoder": True})
     config.architectures = [head]
     pooling = read_pooling(folder) if folder is not None and found.name == "feature-extraction" else None
-    return Origin(folder, source, arch, config, found, head, pooling)
+    return Origin(folder, source, arch, config, found, head, pooling, saved)
 
 
 def output_folder(model: str | Path, task: str, given: str | Path | None) -> Path:
@@ -147,8 +165,8 @@ def _required(task: str | None, model: str) -> str:
 def _own_task(config: Any, model: str | Path) -> str:
     """The task of the head that the checkpoint was saved with."""
     for head in config.architectures or ():
-        if task := task_of_head(head):
-            return task
+        if tasks := tasks_of_head(head):
+            return tasks[0]
     raise UsageError(f"{model} does not say what it is for (architectures: {config.architectures}); give --task")
 
 

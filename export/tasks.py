@@ -122,9 +122,9 @@ def find_task(word: str, architecture: str) -> tuple[Task, str]:
     return task, task.heads[architecture]
 
 
-def task_of_head(head: str) -> str | None:
-    """The first task that a head serves, for a checkpoint whose ``architectures`` names its head."""
-    return next((name for name, task in TASKS.items() if head in task.heads.values()), None)
+def tasks_of_head(head: str) -> tuple[str, ...]:
+    """The tasks that a head serves, the usual one first, for a checkpoint whose ``architectures`` names its head."""
+    return tuple(name for name, task in TASKS.items() if head in task.heads.values())
 
 
 def sizes(config: Any) -> dict[str, int]:

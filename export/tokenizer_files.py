@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import BundleError, CheckpointError
+from pinnace.models.checkpoints.hub import check_pointer
 from pinnace.runtime.pipelines.sentence_settings import PROMPTS_FILE, TEXTS_FILE, SentenceSettings
 from pinnace.runtime.tokenization.tokenizer import load_tokenizer
 from pinnace.spec import Pooling
@@ -224,6 +225,7 @@ def _content(path: Path) -> bytes:
         size = path.stat().st_size
         if size > MAX_BYTES:
             raise CheckpointError(f"{path} has {size} bytes, more than the {MAX_BYTES} allowed")
+        check_pointer(path)
         return path.read_bytes()
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror or error}") from None

@@ -14,10 +14,11 @@ from torch import nn
 
 from pinnace.arrays import Array
 from pinnace.compare import GATES, Difference, difference
-from pinnace.errors import CheckFailed, MachineError
+from pinnace.errors import BundleError, CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, first_tokens, real_part
 from pinnace.export.interface import Interface
+from pinnace.runtime.engine.native import match_values
 from pinnace.runtime.engine.ort import plain_session, run_plain
 from pinnace.spec import PAST, PRESENT, TensorSpec
 
@@ -38,21 +39,26 @@ class Validation:
     rows_alone: dict[str, Difference]
 
 
-def open_graph(path: Path) -> Callable[[Mapping[str, Array]], Outputs]:
+def open_graph(path: Path, interface: Interface) -> Callable[[Mapping[str, Array]], Outputs]:
     """Open a written graph on the CPU and return the function that runs it.
 
+    Args:
+        path: the written ``model.onnx``.
+        interface: what the manifest will state.
+
     Raises:
-        CheckFailed: ONNX Runtime refuses the graph; the function raises it where a run fails.
+        CheckFailed: ONNX Runtime refuses the graph, or the runtime would, as it has other inputs or outputs than the
+            manifest states; the function raises it where a run fails.
     """
     with _as_failure(f"ONNX Runtime does not open {path.name}"):
         session = plain_session(path)
+    try:
+        match_values(path.name, interface.inputs, interface.outputs, session)
+    except BundleError as error:
+        raise CheckFailed(f"the bundle would not open: {error}") from None
     names = [output.name for output in session.get_outputs()]
-    expected = {value.name for value in session.get_inputs()}
 
     def run(inputs: Mapping[str, Array]) -> Outputs:
-        if expected != set(inputs):
-            lost, extra = sorted(set(inputs) - expected), sorted(expected - set(inputs))
-            raise CheckFailed(f"the graph's inputs are wrong: it lacks {lost or 'none'} and adds {extra or 'none'}")
         with _as_failure(f"{path.name} does not run on {_shapes(inputs)}"):
             return dict(zip(names, run_plain(session, names, inputs), strict=True))
 
@@ -95,7 +101,7 @@ def validate(graph: Path, model: nn.Module, interface: Interface, cases: Sequenc
     Raises:
         CheckFailed: an output misses its gate; the text names the first such output and the first layer that diverges.
     """
-    run = open_graph(graph)
+    run = open_graph(graph, interface)
     gate = GATES[precision]
     config: Any = model.config
     total: dict[str, Difference] = {}

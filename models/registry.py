@@ -135,13 +135,15 @@ def arch_of(config: Mapping[str, Any]) -> Arch:
     """Return the architecture of a ``config.json``.
 
     Raises:
-        ConfigError: there is no ``model_type``.
-        UsageError: it is none of ours; the text lists those and names the nearest.
+        ConfigError: there is no ``model_type``, or it is none of ours; the text lists those.
     """
     model_type = config.get("model_type")
     if not isinstance(model_type, str) or not model_type:
         raise ConfigError(f"the configuration has no model_type; expected one of: {', '.join(sorted(ARCHS))}")
-    return MODEL_TYPES[model_type] if model_type in MODEL_TYPES else arch_named(model_type)
+    # The nearest word would be no help: a file means what it says.
+    if model_type not in MODEL_TYPES:
+        raise ConfigError(f"the model_type is {model_type[:100]!r}; Pinnace has: {', '.join(sorted(ARCHS))}")
+    return MODEL_TYPES[model_type]
 
 
 def arch_named(name: str) -> Arch:

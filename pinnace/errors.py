@@ -94,7 +94,7 @@ def unknown_word(kind: str, got: str, choices: Iterable[str]) -> UsageError:
 
 
 def nearest_word(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | None:
-    """Return the known word that is most like one which was not found; None where none is.
+    """Return the known word that is most like one which was not found, capitals aside; None where none is.
 
     Args:
         word: as the user wrote it.
@@ -103,4 +103,6 @@ def nearest_word(word: str, known: Iterable[str], cutoff: float = 0.5) -> str | 
     """
     import difflib  # for texts of errors alone; it takes 2 ms
 
-    return next(iter(difflib.get_close_matches(word, list(known), n=1, cutoff=cutoff)), None)
+    small = {each.lower(): each for each in known}
+    found = difflib.get_close_matches(word.lower(), list(small), n=1, cutoff=cutoff)
+    return small[found[0]] if found else None

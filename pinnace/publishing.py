@@ -15,8 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, TextIO
 
-from pinnace.errors import MachineError, PinnaceError, UsageError
-from pinnace.spec import MANIFEST_NAME, FileFact
+from pinnace.errors import BundleError, MachineError, PinnaceError, UsageError
+from pinnace.spec import MANIFEST_NAME, FileFact, Manifest
 
 _RENAME_EXCHANGE: Final = 2  # renameat2(2): both names swap in one step
 # The remedy where an output folder cannot be used.
@@ -34,7 +34,7 @@ def publishing(target: Path) -> Iterator[Path]:
             followed: what they point to is replaced.
 
     Raises:
-        UsageError: ``target`` is a file, or a folder that holds something other than a bundle.
+        UsageError: ``target`` is a file, a folder that holds something other than a bundle, or lies in a bundle.
         MachineError: another process holds the target, or the disk is full or read-only.
     """
     target = _resolved(target)
@@ -98,6 +98,20 @@ def _refuse_foreign(target: Path) -> None:
             raise UsageError(f"{target} is not a folder; {ELSEWHERE}")
         if any(target.iterdir()) and not (target / MANIFEST_NAME).is_file():
             raise UsageError(f"{target} exists and is not a bundle of Pinnace, so it is not replaced; {ELSEWHERE}")
+    for parent in target.parents:
+        if _is_bundle(parent):
+            raise UsageError(
+                f"{target} lies in the bundle {parent}, which no longer opens with a file too many; {ELSEWHERE}"
+            )
+
+
+def _is_bundle(folder: Path) -> bool:
+    """Whether a folder's manifest is one of ours; browsers have files of this name too."""
+    try:
+        Manifest.from_json((folder / MANIFEST_NAME).read_text("utf-8"))
+    except (OSError, ValueError, BundleError):
+        return False
+    return True
 
 
 @contextlib.contextmanager

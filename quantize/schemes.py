@@ -10,7 +10,7 @@ from typing import Final
 import onnx_ir as ir
 
 from pinnace.errors import UsageError
-from pinnace.quantize.projections import find_groups, find_projections, find_tables
+from pinnace.quantize.projections import MIN_WIDTH, find_groups, find_projections, find_tables
 from pinnace.quantize.recipe import BITS, HALF, KEEP, QDQ, TIED, Recipe, selected
 from pinnace.quantize.rounding.packing import shares_bytes
 from pinnace.quantize.thresholds import MIN_MAX
@@ -66,11 +66,17 @@ class Scheme:
             calibration: key of `thresholds.METHODS`, for a scheme of static ranges; None takes min-max.
 
         Raises:
-            UsageError: a pattern that fits nothing, or patterns that leave nothing to quantize.
+            UsageError: a pattern that fits nothing, patterns that leave nothing to quantize, or a model without
+                anything to quantize.
         """
         block = self.block if block is None else block
         groups = {group.name: [member.name for member in group.members] for group in find_groups(graph)}
         tables = dict.fromkeys(table.name for table in find_tables(graph))
+        if not groups and not tables and self.way != HALF:
+            raise UsageError(
+                f"no weight of the model has {MIN_WIDTH} rows and columns or more, so {self.name} has nothing to "
+                "quantize; keep to fp32"
+            )
         chosen = selected({*tables, *(name for names in groups.values() for name in names)}, keep, only)
         if (keep or only) and not any(map(chosen.issuperset, [*groups.values(), *([table] for table in tables)])):
             raise UsageError(_nothing_left(groups, keep, only))

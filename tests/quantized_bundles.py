@@ -22,6 +22,9 @@ from tests.generation_bundles import MakeBundle
 QA, NER, APERTUS = "bert-glossary-qa", "bert-glossary-ner", "apertus-glossary"
 # Checkpoint -> its labelled set, and how many rows of it judge and calibrate.
 SETS = {QA: ("qa_dev.json", 150), NER: ("ner_dev.json", 200), APERTUS: ("lm_dev.txt", 240)}
+# Options of an export that give a tiny checkpoint, whose matrices are too narrow, something to quantize.
+WIDE: dict[str, Any] = {"random_weights": True, "config": "hidden_size=32,intermediate_size=64"}
+WIDE_FLAGS = ("--random-weights", "--config", WIDE["config"])
 Quantized = Callable[[str, str], Path]
 Once = Callable[[str, Callable[[Path], Any]], Path]
 

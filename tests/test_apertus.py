@@ -119,6 +119,17 @@ def test_dynamic_positions_follow_each_row_and_not_its_neighbours() -> None:
         assert not torch.allclose(long[:, :10], short, atol=1e-3)  # the stretch is really there
 
 
+def test_a_scale_of_zero_is_none_in_yarn() -> None:
+    """As transformers 5 writes it into files; both ask whether the number is true."""
+    for zero in ({"mscale": 0.0, "mscale_all_dim": 0.0}, {"mscale": 1.0, "mscale_all_dim": 0.0}, {"mscale": 0}):
+        theirs, ours = pair("ApertusModel", rope_parameters={**ROTARY["yarn"], **zero})
+        given = text_inputs()
+        with torch.inference_mode():
+            want, got = theirs(**given).last_hidden_state, ours(**given).last_hidden_state
+        real = given["attention_mask"].bool()
+        torch.testing.assert_close(got[real], want[real], rtol=0, atol=ATOL)
+
+
 @pytest.mark.parametrize("kind", ROTARY)
 def test_far_positions_turn_by_the_same_angle(kind: str) -> None:
     settings = {**SMALL, "hidden_size": 512, "max_position_embeddings": 65536}

@@ -17,6 +17,7 @@ import onnxruntime
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import pinnace
 from pinnace.errors import CheckFailed, UsageError
@@ -387,6 +388,21 @@ def test_one_layer_with_a_larger_eps_keeps_it(tmp_path: Path) -> None:
     with torch.inference_mode():
         want = theirs(input_ids=torch.from_numpy(ids)).logits[:, -1:]
     np.testing.assert_allclose(got["logits"], want, rtol=0, atol=ATOL)
+
+
+def test_constants_that_a_checkpoint_lacks_are_not_random(tmp_path: Path) -> None:
+    theirs, _ = pair("ApertusForCausalLM")
+    theirs.save_pretrained(tmp_path / "checkpoint")
+    file = tmp_path / "checkpoint" / "model.safetensors"
+    tensors = load_file(file)
+    constants = [name for name in tensors if name.endswith(("act_fn.beta", "act_fn.eps"))]
+    assert len(constants) == 4
+    save_file({name: tensor for name, tensor in tensors.items() if name not in constants}, file, {"format": "pt"})
+    made = export(tmp_path / "checkpoint", output=tmp_path / "bundle", validate=False, init_missing=True)
+    assert made.fresh == ()
+    save_file({name: t for name, t in tensors.items() if "layers.0.mlp.act_fn" not in name}, file, {"format": "pt"})
+    made = export(tmp_path / "checkpoint", output=tmp_path / "bundle", validate=False, init_missing=True)
+    assert [name.rpartition(".")[2] for name in made.fresh] == ["alpha_n", "alpha_p"]  # these are trained
 
 
 # -- size --------------------------------------------------------------------------------------------------------------

@@ -133,14 +133,26 @@ def test_a_missing_head_is_an_error_that_lists_it(tmp_path: Path) -> None:
 
 def test_what_is_stored_under_other_names_is_shown(tmp_path: Path) -> None:
     weights = _weights("BertForTokenClassification")
-    folder = _folder(tmp_path, {f"module.{name}": tensor for name, tensor in weights.items()})
-    with pytest.raises(CheckpointError, match=r"it holds, unused: module\.bert\.embeddings\..*, \.\.\.\n  choose"):
+    folder = _folder(tmp_path, {f"other.{name}": tensor for name, tensor in weights.items()})
+    with pytest.raises(CheckpointError, match=r"it holds, unused: other\.bert\.embeddings\..*, \.\.\.\n  choose"):
         BertForTokenClassification.from_pretrained(folder)
     for name in ("classifier.bias", "bert.pooler.dense.bias"):
         weights.pop(name, None)
     with pytest.raises(CheckpointError) as caught:
         BertForTokenClassification.from_pretrained(_folder(tmp_path, weights))
     assert "unused" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "module._orig_mod."])
+@pytest.mark.parametrize("bare", [False, True])
+def test_what_a_training_program_put_before_the_names_is_told(prefix: str, bare: bool, tmp_path: Path) -> None:
+    names = {name: name.removeprefix("bert.") if bare else name for name in _weights("BertForTokenClassification")}
+    tensors = {f"{prefix}{names[name]}": t for name, t in _weights("BertForTokenClassification").items()}
+    with pytest.raises(CheckpointError) as caught:
+        BertForTokenClassification.from_pretrained(_folder(tmp_path, tensors))
+    text = str(caught.value)
+    assert f"of them stand there behind {prefix!r}, which a training program put before the names" in text
+    assert "init-missing" not in text
 
 
 def test_a_fresh_word_head_starts_without_bias(tmp_path: Path) -> None:

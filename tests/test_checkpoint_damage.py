@@ -53,6 +53,37 @@ def test_a_file_that_shrinks_after_it_was_opened_is_named(single: Path) -> None:
         tensor_files.read_tensor(place)
 
 
+POINTER = "version https://git-lfs.github.com/spec/v1\noid sha256:0a\nsize 12\n"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_pointer_of_git_lfs_is_named(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(POINTER)
+    with pytest.raises(CheckpointError, match=rf"{name} is a pointer of Git LFS.*git lfs pull"):
+        Checkpoint.open(tmp_path, allow_pickle=True)
+
+
+def test_a_pointer_in_the_place_of_a_shard_is_named(sharded: Path) -> None:
+    shard = sorted(sharded.glob("model-*.safetensors"))[1]
+    shard.write_text(POINTER)
+    with pytest.raises(CheckpointError, match=f"{shard.name} is a pointer of Git LFS"):
+        Checkpoint.open(sharded)
+
+
+def test_a_folder_in_the_place_of_the_weights_is_named(tmp_path: Path) -> None:
+    (tmp_path / "model.safetensors").mkdir()
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not a regular file") as caught:
+        Checkpoint.open(tmp_path)
+    assert "has no" not in str(caught.value)
+
+
+def test_an_adapter_is_no_checkpoint(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(CheckpointError, match=r"holds an adapter .*merge it into that model first"):
+        Checkpoint.open(tmp_path)
+
+
 @pytest.mark.parametrize("content", [{}, {"README.md": "# hello"}])
 def test_a_folder_without_weights_says_what_it_has(content: dict[str, str], tmp_path: Path) -> None:
     for name, text in content.items():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from pathlib import Path
 
@@ -101,6 +102,15 @@ def test_labels_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: P
         ([str(DATA / "tiny-mlm"), "--config", "num_hiden_layers=2"], 3, ["num_hiden_layers"]),
         ([str(DATA / "tiny-mlm"), "--opset", "99"], 2, ["opset 99"]),
         ([str(DATA / "tiny-mlm"), "--subfolder", "lost"], 3, ["lost"]),
+        ([str(DATA / "tiny-mlm"), "--task", "QA"], 2, ["unknown task 'QA'", "Did you mean 'qa'?"]),
+        ([str(DATA / "tiny-mlm"), "--static", "batch=1,batch=2"], 2, ["gives batch twice"]),
+        ([str(DATA / "tiny-classify"), "--task", "qa"], 3, [
+            "got num_labels=3", "tiny-classify was saved as BertForSequenceClassification, which has no head for "
+            "question-answering; it serves: text-classification, text-ranking, zero-shot-classification",
+        ]),
+        ([str(DATA / "tiny-rerank"), "--task", "pretraining"], 3, [
+            "--init-missing", "was saved as BertForSequenceClassification, which has no head for pretraining",
+        ]),
         ([str(DATA / "tiny-mlm"), "-o", str(DATA)], 2, ["is not a bundle", "choose another output folder"]),
     ],
     ids=lambda value: " ".join(value)[-30:] if isinstance(value, list) else None,
@@ -112,6 +122,41 @@ def test_wrong_models_and_words(
     shown = capsys.readouterr()
     assert (got, shown.out) == (code, "") and "Traceback" not in shown.err
     assert all(needle in shown.err for needle in needles), shown.err
+
+
+def test_a_checkpoint_of_another_architecture_is_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "roberta").mkdir()
+    (tmp_path / "roberta" / "config.json").write_text('{"model_type": "roberta"}')
+    assert main(["export", str(tmp_path / "roberta"), "--task", "qa"]) == 3
+    err = capsys.readouterr().err
+    assert f"{tmp_path}/roberta: the model_type is 'roberta'; Pinnace has: apertus, bert" in err
+    assert "Did you mean" not in err
+
+
+def test_an_adapter_and_a_pointer_of_git_lfs_are_named(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "lora").mkdir()
+    (tmp_path / "lora" / "adapter_config.json").write_text("{}")
+    assert main(["export", str(tmp_path / "lora"), "--task", "qa"]) == 3
+    assert "lora holds an adapter (adapter_config.json)" in capsys.readouterr().err
+    shutil.copytree(DATA / "tiny-classify", tmp_path / "cloned")
+    (tmp_path / "cloned" / "tokenizer.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0a\n")
+    assert main(["export", str(tmp_path / "cloned"), "-o", "out"]) == 3
+    assert "cloned/tokenizer.json is a pointer of Git LFS" in capsys.readouterr().err
+
+
+def test_the_next_command_does_not_take_a_folder_for_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", str(DATA / "tiny-embed"), "--output=-x", "--no-validate"]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == 'next: pinnace run ./-x "It works."'
+
+
+def test_a_head_for_a_checkpoint_that_may_have_no_problem_type(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    words = ["export", str(DATA / "tiny-multilabel"), "--no-validate", "-o", "out", "--config"]
+    assert main([*words, "problem_type=multi_label_classification,classifier_dropout=0.1"]) == 0
+    assert json.loads(Path("out/manifest.json").read_text())["problem_type"] == "multi_label_classification"
+    assert main([*words, "problem_type=null,pad_token_id=none"]) == 0
+    assert json.loads(Path("out/manifest.json").read_text())["problem_type"] is None
 
 
 @pytest.mark.parametrize(

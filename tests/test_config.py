@@ -165,7 +165,6 @@ def test_update_from_string_reads_the_types_that_transformers_reads(update: str)
         "hidden_size=abc",
         "hidden_size=1.5",
         "use_cache=maybe",
-        "classifier_dropout=0.1",
         "id2label=3",
         "layer_norm_eps=small",
     ],
@@ -177,6 +176,47 @@ def test_update_from_string_refuses_what_transformers_refuses(update: str) -> No
     with pytest.raises(ConfigError):
         config.update_from_string(f"vocab_size=77,{update}")
     assert config == BertConfig(), "a refused update must change nothing"
+
+
+@pytest.mark.parametrize(
+    ("key", "text", "value"),
+    [
+        ("problem_type", "regression", "regression"),
+        ("classifier_dropout", "0.1", 0.1),
+        ("eos_token_id", "7", 7),
+        ("pad_token_id", "none", None),
+        ("classifier_dropout", "null", None),
+        ("dtype", "float16", "float16"),
+    ],
+)
+def test_a_key_that_may_be_none_is_set_from_text_as_from_a_mapping(key: str, text: str, value: Any) -> None:
+    by_text, by_mapping = BertConfig(num_labels=1), BertConfig(num_labels=1)
+    by_text.update_from_string(f"{key}={text}")
+    by_mapping.update({key: value})
+    assert getattr(by_text, key) == getattr(by_mapping, key) == value
+    assert by_text == by_mapping
+    by_text.update_from_string(f"{key}=none")
+    assert getattr(by_text, key) is None
+    by_text.update_from_string(f"{key}={text}")
+    assert by_text == by_mapping
+
+
+@pytest.mark.parametrize(
+    ("update", "told"),
+    [
+        ("classifier_dropout=much", "'much'.*reads as float"),
+        ("classifier_dropout=1.5", "from 0 to 1"),
+        ("problem_type=guess", "one of regression"),
+        ("hidden_size=none", "'none'.*reads as int"),
+        ("hidden_act=none", "hidden_act is 'none'"),
+        ("architectures=BertModel", "set others in config.json, or from Python with a mapping"),
+    ],
+)
+def test_a_wrong_text_for_a_key_that_may_be_none(update: str, told: str) -> None:
+    config = BertConfig()
+    with pytest.raises(ConfigError, match=told):
+        config.update_from_string(update)
+    assert config == BertConfig()
 
 
 def test_changing_the_number_of_labels_makes_generic_ones() -> None:

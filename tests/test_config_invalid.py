@@ -38,7 +38,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"problem_type": "single_label_classification", "num_labels": 1}, ["problem_type", "num_labels", "regression"]),
     ({"position_embedding_type": "relative_key"}, ["position_embedding_type", "'relative_key'", "'absolute'"]),
     ({"pruned_heads": {"0": [1]}}, ["pruned_heads"]),
-    ({"quantization_config": {"bits": 4}}, ["quantization_config"]),
+    ({"quantization_config": {"bits": 4}}, ["quantization_config", "quantized by another tool", "the original one"]),
     ({"dtype": "auto"}, ["dtype", "'auto'", "float16"]),
     ({"dtype": 16}, ["dtype", "16", "str"]),
     ({"model_type": "roberta"}, ["model_type", "'roberta'", "'bert'"]),

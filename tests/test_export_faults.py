@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from pinnace.export import builder
 from pinnace.export.builder import export
 from pinnace.export.graph import MODULE, Emitter, Row
 from pinnace.export.passes import tidy as right_tidy
+from pinnace.export.static_cache import graph_interface
 from pinnace.export.weights import bind_weights as right_bind
 from pinnace.runtime.bundles.hygiene import check_graph
 from pinnace.safetensors_header import read_header
@@ -261,3 +263,19 @@ def test_a_weight_beyond_fp16_is_named(tmp_path: Path) -> None:
     message = refused(tmp_path / "checkpoint", tmp_path / "out", precision="fp16")
     assert "'bert.encoder.layer.1.output.dense.bias' reaches 7e+04, beyond fp16's 65504" in message
     assert "--precision fp32" in message
+
+
+def test_a_graph_that_the_runtime_would_not_open(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime works a size out that the interface leaves open, so that the manifest would state another shape."""
+    right = graph_interface
+
+    def open_rows(*given: Any, **options: Any) -> Any:
+        face = right(*given, **options)
+        outputs = tuple(dataclasses.replace(spec, shape=("rows", *spec.shape[1:])) for spec in face.outputs)
+        return dataclasses.replace(face, outputs=outputs)
+
+    monkeypatch.setattr(builder, "graph_interface", open_rows)
+    told = refused(checkpoint, tmp_path, static={"batch": 2})
+    assert "the bundle would not open" in told and "output 'logits' has the shape [2, " in told

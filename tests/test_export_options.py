@@ -136,6 +136,18 @@ def test_fixed_shapes(tmp_path: Path, target: str) -> None:
     assert_same(run(made, given), reference(theirs, given))
 
 
+@pytest.mark.parametrize("extra", ["hidden_states", "attentions"])
+@pytest.mark.parametrize("target", TARGETS)
+def test_fixed_choices_with_more_outputs_open_in_the_runtime(tmp_path: Path, target: str, extra: str) -> None:
+    static = {"batch": 3, "sequence": 7, "choices": 2}
+    options: dict[str, Any] = {extra: True}
+    theirs, made = exported(tmp_path, "BertForMultipleChoice", target=target, static=static, validate=True, **options)
+    assert {spec.shape[0] for spec in made.manifest.outputs if spec.name.startswith(extra)} == {6}
+    given = text_inputs("BertForMultipleChoice")
+    got = pinnace.load(made.path, threads=1).run({name: np.asarray(value) for name, value in given.items()})
+    assert_same(got, reference(theirs, given, **{f"output_{extra}": True}))
+
+
 @pytest.mark.parametrize("target", TARGETS)
 def test_fixed_shapes_with_a_cache(tmp_path: Path, target: str) -> None:
     static = {"batch": 1, "sequence": 1, "past_sequence": 6}

@@ -6,11 +6,12 @@ import errno
 import fcntl
 import os
 import resource
+import shutil
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,27 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path: Path, start: str) -> None:
         pytest.fail("it must be refused before anything is built")
     assert "keep me" in (target if start == "file" else target / "thesis.txt").read_text()
     assert entries(tmp_path) == ["precious"]
+
+
+def test_a_folder_in_a_bundle_is_refused(bundle_of: Callable[[str], Path], tmp_path: Path) -> None:
+    outer = tmp_path / "outer"
+    shutil.copytree(bundle_of("tiny-classify"), outer)
+    before = entries(outer)
+    for target in (outer / "inner", outer / "deep" / "inner"):
+        with (
+            pytest.raises(UsageError, match=r"inner lies in the bundle .*outer.*another output folder"),
+            publishing(target),
+        ):
+            pytest.fail("it must be refused before anything is built")
+    assert entries(outer) == before
+    publish(tmp_path / "beside")
+
+
+@pytest.mark.parametrize("content", ['{"name": "a page", "icons": []}', "no JSON", "[1]"])
+def test_a_manifest_of_another_program_is_no_bundle(tmp_path: Path, content: str) -> None:
+    (tmp_path / MANIFEST_NAME).write_text(content)
+    publish(tmp_path / "bundle")
+    assert (tmp_path / "bundle" / MANIFEST_NAME).read_text() == "new"
 
 
 def test_an_empty_folder_is_taken(tmp_path: Path) -> None:

@@ -232,6 +232,8 @@ def test_lines_and_paragraphs(written: Written) -> None:
             "'label' of item 0 .* is -inf, expected a fin",
         ),
         ("classify", "a.json", [{"text": "a", "label": 10**400}], "'label' of item 0 .* expected a finite number"),
+        ("embed", "a.jsonl", '"a"\n"\\ud800 b"', "line 2 of a.jsonl holds half of a surrogate pair"),
+        ("qa", "a.json", '[{"question": "\\uDFFF", "context": "b"}]', "item 0 of a.json holds half of a surrogate"),
         (
             "zero-shot",
             "a.json",
@@ -243,6 +245,11 @@ def test_lines_and_paragraphs(written: Written) -> None:
 def test_mistakes_are_named_with_their_place(written: Written, task: str, name: str, content: Any, words: str) -> None:
     with pytest.raises(UsageError, match=words.replace("{", r"\{")):
         read_examples(written(name, content), task)
+
+
+def test_both_halves_of_a_pair_are_a_character(written: Written) -> None:
+    (example,) = read_examples(written("a.jsonl", '"\\ud83d\\udea3"'), "embed")
+    assert example.content == ("\U0001f6a3",)
 
 
 def test_files_that_cannot_be_read(tmp_path: Path, written: Written, monkeypatch: pytest.MonkeyPatch) -> None:

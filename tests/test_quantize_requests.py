@@ -29,7 +29,7 @@ from pinnace.runtime.bundles.bundle import Bundle
 from pinnace.runtime.checks.verify import verify_bundle
 from tests.conftest import DATA
 from tests.generation_bundles import decoder_of
-from tests.quantized_bundles import NER, Quantized, content, copied, fp32_of, once, quantized, quick_clock
+from tests.quantized_bundles import NER, WIDE, Quantized, content, copied, fp32_of, once, quantized, quick_clock
 from tests.test_cli import Cli, _clean_environment, cli
 from tests.tiny_bundle import facts_by_hand
 
@@ -63,6 +63,19 @@ def test_patterns_that_leave_nothing_name_the_groups(bundle_of: BundleOf) -> Non
     assert [name for name, way in made.groups.items() if way != "keep"] == [parts[0]]
     table = scheme.recipe(graph, reduced=True, only=["*word_embeddings*"])
     assert set(table.tables.values()) != {"keep"}
+
+
+def test_a_model_without_a_wide_weight_has_nothing_to_quantize(bundle_of: BundleOf, tmp_path: Path) -> None:
+    source = copied(bundle_of("tiny-classify"), tmp_path / "bundle")
+    for scheme in SCHEMES.values():
+        if scheme.precision != "fp16":
+            with pytest.raises(UsageError, match=f"32 rows and columns or more, so {scheme.name} has nothing to"):
+                pinnace.quantize(source, scheme=scheme.name, allow_degraded=True, judge=False, threads=1)
+    with pytest.raises(UsageError, match="has nothing to quantize"):
+        pinnace.quantize(source, auto=True, threads=1)
+    assert content(source) == content(bundle_of("tiny-classify"))
+    graph = load_graph(source / "model.onnx").graph
+    assert SCHEMES["fp16"].recipe(graph, reduced=True).half
 
 
 @pytest.mark.parametrize("name", ["texts.txt", "absent.txt"])
@@ -137,7 +150,9 @@ def test_the_mask_is_the_tokenizer_s(tmp_path: Path) -> None:
     data = tmp_path / "texts.txt"
     data.write_text("\n".join(texts))
     options: dict[str, Any] = {"data": data, "allow_degraded": True}
-    pinnace.export(str(folder), task="mlm", output=tmp_path / "bundle", precision="int8", validate=False, **options)
+    pinnace.export(
+        str(folder), task="mlm", output=tmp_path / "bundle", precision="int8", validate=False, **options, **WIDE
+    )
     bundle = Bundle.open(tmp_path / "bundle")
     assert bundle.variant("int8").scheme == "int8"
     pinnace.quantize(tmp_path / "bundle", scheme="int8-weights", allow_degraded=True, threads=1)  # built-in texts

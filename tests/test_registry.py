@@ -76,8 +76,10 @@ def test_every_task_has_its_row(name: str) -> None:
 
 def test_an_architecture_is_found_by_its_configuration() -> None:
     assert arch_of({"model_type": "bert", "hidden_size": 3}) is ARCHS["bert"]
-    with pytest.raises(UsageError, match=r"unknown architecture 'brt'. Did you mean 'bert'\?"):
-        arch_of({"model_type": "brt"})
+    with pytest.raises(ConfigError, match=r"the model_type is 'roberta'; Pinnace has: apertus, bert$"):
+        arch_of({"model_type": "roberta"})
+    with pytest.raises(UsageError, match=r"unknown architecture 'roberta'. Did you mean 'bert'\?"):
+        arch_named("roberta")
     for nothing in ({}, {"model_type": 3}, {"model_type": ""}):
         with pytest.raises(ConfigError, match=r"no model_type; expected one of: .*bert"):
             arch_of(nothing)

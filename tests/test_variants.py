@@ -17,6 +17,7 @@ from pinnace.cli.main import main
 from pinnace.cli.output import Console
 from pinnace.cli.progress import stages
 from pinnace.errors import MachineError, UsageError
+from pinnace.export.builder import export
 from pinnace.quantize.builder import quantize
 from pinnace.quantize.judging.evaluate import Judge
 from pinnace.quantize.resume import Kept
@@ -31,7 +32,10 @@ from pinnace.runtime.machine import cpu
 from pinnace.runtime.machine.cpu import Cpu
 from pinnace.spec import EXACT_INT8_DOT, CacheSpec, FileFact, Variant
 from tests.conftest import DATA
+from tests.quantized_bundles import WIDE, WIDE_FLAGS, Once, once
 from tests.tiny_bundle import example, make_bundle, write_manifest
+
+__all__ = ["once"]
 
 EXACT = Cpu("GenuineIntel", "a new Xeon", "x86_64", ("avx2", "avx512_vnni"), known=True)
 SATURATING = Cpu("AuthenticAMD", "an old EPYC", "x86_64", ("avx2",), known=True)
@@ -208,6 +212,16 @@ def data(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def wide(once: Once) -> Path:
+    """A classifier that has something to quantize."""
+
+    def make(output: Path) -> None:
+        export(str(DATA / "tiny-classify"), task="classify", output=output, validate=False, **WIDE)
+
+    return once("wide-classify", make)
+
+
 class _StoppedError(Exception):
     """What a test interrupts a search with."""
 
@@ -216,10 +230,8 @@ def kept_files(tmp_path: Path) -> list[Path]:
     return sorted((tmp_path / "cache/pinnace/quantize").glob("*"))
 
 
-def test_an_interrupted_search_goes_on(
-    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
-) -> None:
-    source = bundle_of("tiny-classify")
+def test_an_interrupted_search_goes_on(wide: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path) -> None:
+    source = wide
     judged: list[str] = []
     score = Judge.score
 
@@ -264,10 +276,10 @@ def test_an_interrupted_search_goes_on(
 
 
 def test_a_resumed_search_gives_the_same_bytes(
-    bundle_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
+    wide: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
 ) -> None:
     options: dict[str, Any] = {"precision": "int8", "data": data, "max_drop": 1.0, "threads": 1}
-    source = str(bundle_of("tiny-classify"))
+    source = str(wide)
     quantize(source, output=tmp_path / "whole", **options)
     with monkeypatch.context() as patched:
         patched.setattr("pinnace.quantize.workshop.measure", lambda *_, **__: 1 / 0)
@@ -310,6 +322,7 @@ def test_an_export_to_int8_is_whole_or_not_at_all(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, data: Path
 ) -> None:
     arguments = ["export", str(DATA / "tiny-classify"), "--task", "classify", "--data", str(data), "--no-validate"]
+    arguments += WIDE_FLAGS
     monkeypatch.setattr("pinnace.quantize.workshop.miss", lambda *_: "the answers are not those of fp32")
     assert main([*arguments, "-o", str(tmp_path / "missed"), "--precision", "int8"]) == 1
     assert "not those of fp32" in capsys.readouterr().err
@@ -329,7 +342,7 @@ def test_an_export_to_a_smaller_precision(
     # Random weights have no right answers to lose, so what misses its gate is written all the same.
     arguments = ["export", str(DATA / name), "--task", task, "--precision", precision, "--allow-degraded", "--json"]
     if task == "classify":
-        arguments += ["--data", str(data)]
+        arguments += ["--data", str(data), *WIDE_FLAGS]
     assert main([*arguments, "-o", str(tmp_path / "out")]) == 0
     told = json.loads(capsys.readouterr().out)
     assert set(told["variants"]) == {"fp32", precision}
@@ -345,6 +358,16 @@ def test_an_export_to_a_smaller_precision(
         assert cell in row
     assert ("texts.jsonl" if task == "classify" else "built-in texts") in row
     assert str(tmp_path) not in card
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_an_export_with_nothing_to_quantize_writes_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, data: Path, precision: str
+) -> None:
+    arguments = ["export", str(DATA / "tiny-classify"), "-o", str(tmp_path / "out"), "--precision", precision]
+    assert main([*arguments, "--data", str(data), "--no-validate"]) == 2
+    assert f"no weight of the model has 32 rows and columns or more, so {precision} has" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
 
 
 def test_data_is_looked_at_before_the_export_begins(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from pinnace.errors import CheckpointError
-from pinnace.models.checkpoints.hub import check_links
+from pinnace.models.checkpoints.hub import check_adapter, check_links, check_pointer
 from pinnace.models.checkpoints.names import NameRules
 from pinnace.safetensors_header import read_header
 
@@ -28,6 +28,8 @@ _SHARD_NAME: Final = re.compile(r"[\w-][\w.-]{0,199}\.safetensors", re.ASCII)
 _PICKLE_SUFFIXES: Final = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # The pickles that hold a model's weights; beside them lie those of the trainer: optimizer.pt, training_args.bin, ...
 _MODEL_PICKLE: Final = re.compile(r"pytorch_model(-\d+-of-\d+)?\.bin")
+# What programs of training put before a model's names: DataParallel, torch.compile, peft, a class around the model.
+_WRAPPERS: Final = re.compile(r"^(?:(?:module|_orig_mod|base_model|model)\.)+")
 _FLOATS: Final = ("F32", "F16", "BF16", "F64")
 _SHOWN: Final = 20
 _UNUSED_SHOWN: Final = 3
@@ -85,11 +87,30 @@ class Resolution:
             )
         if self.missing and not init_missing:
             unused = ", ".join([*self.unexpected[:_UNUSED_SHOWN], *["..."] * (len(self.unexpected) > _UNUSED_SHOWN)])
+            remedy = (
+                "choose a task that the checkpoint was trained for, or accept fresh random ones with --init-missing"
+            )
+            if wrapped := self._wrapped():
+                remedy = (
+                    f"{len(wrapped)} of them stand there behind {wrapped[0]!r}, which a training program put before "
+                    "the names: save them without it"
+                )
             raise CheckpointError(
                 f"{source} lacks {_counted(len(self.missing), 'weight')} of {model}\n  {_listed(self.missing)}\n"
                 + (f"  it holds, unused: {unused}\n" if unused else "")
-                + "  choose a task that the checkpoint was trained for, or accept fresh random ones with --init-missing"
+                + f"  {remedy}"
             )
+
+    def _wrapped(self) -> list[str]:
+        """What stands before the name of each missing weight that is stored behind words of a training program."""
+        stored = {_WRAPPERS.sub("", name): name for name in self.unexpected}
+        found = []
+        for name in self.missing:
+            for spelling in (name, _WRAPPERS.sub("", name), name.partition(".")[2]):
+                if (whole := stored.get(spelling)) is not None:
+                    found.append(whole.removesuffix(name) if whole.endswith(name) else whole.removesuffix(spelling))
+                    break
+        return found
 
 
 @dataclass(frozen=True)
@@ -144,6 +165,9 @@ class Checkpoint:
                 "the file, let it be converted: --allow-pickle (needs torch 2.10 or newer)"
             )
         check_links(folder)
+        check_adapter(folder)
+        if (folder / SINGLE_NAME).exists():
+            raise CheckpointError(f"{folder / SINGLE_NAME} is not a regular file; expected a safetensors file")
         found = sorted(path.name for path in folder.iterdir())
         raise CheckpointError(f"{folder} has no {SINGLE_NAME}\n  it has: {_listed(found) or 'nothing'}")
 
@@ -156,6 +180,7 @@ class Checkpoint:
         """
         tensors: dict[str, TensorLocation] = {}
         for file in files:
+            check_pointer(file)
             for name, entry in read_header(file).items():
                 if name in tensors:
                     raise CheckpointError(f"{folder}: {name!r} is both in {tensors[name].file.name} and in {file.name}")

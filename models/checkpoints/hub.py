@@ -6,11 +6,11 @@ which keeps its own cache and environment variables.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Final
@@ -38,6 +38,7 @@ SETTINGS_FILES: Final = (
 WEIGHT_FILES: Final = ("model.safetensors", "model-*.safetensors", "model.safetensors.index.json")
 PICKLE_FILES: Final = ("pytorch_model.bin", "pytorch_model-*.bin", "pytorch_model.bin.index.json")
 
+_POINTER: Final = b"version https://git-lfs"
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -198,6 +199,30 @@ def check_links(folder: Path) -> None:
         )
 
 
+def check_adapter(folder: Path) -> None:
+    """Raise where a folder that is no checkpoint holds an adapter (LoRA and others) in its stead.
+
+    Raises:
+        CheckpointError: it does.
+    """
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds an adapter (adapter_config.json), which changes another model; merge it into that model "
+            "first (merge_and_unload of peft) and give the folder of the whole"
+        )
+
+
+def check_pointer(path: Path) -> None:
+    """Raise where a file is what a clone without Git LFS leaves in its place.
+
+    Raises:
+        CheckpointError: it is.
+    """
+    with contextlib.suppress(OSError), path.open("rb") as file:  # whoever reads the file tells why it cannot be read
+        if file.read(len(_POINTER)) == _POINTER:
+            raise CheckpointError(f"{path} is a pointer of Git LFS, not the file; run git lfs pull in its folder")
+
+
 def _is_folder(name: str | Path) -> bool:
     # An empty word would be the current folder, which nobody means.
     return str(name) != "" and Path(name).is_dir()
@@ -241,7 +266,7 @@ def hub_library(needed_for: str) -> ModuleType:
     return huggingface_hub
 
 
-@contextmanager
+@contextlib.contextmanager
 def readable_errors(repository: str, options: HubOptions, wanted: str) -> Iterator[None]:
     """Turn what ``huggingface_hub`` raises into one text that says what to do."""
     errors = hub_library(f"reaching {repository}").errors

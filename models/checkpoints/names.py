@@ -22,6 +22,7 @@ class NameRules:
         shared: those of ``tied`` that older programs shared, and so stored once, even where nothing was tied.
         counted: canonical name -> the key of config.json that counts its rows, where there may be two vocabularies.
         start: end of a model name -> the number that fresh weights of such names start at; others start at random.
+        constants: those ends of ``start`` that no training changes, so that a fresh one is as good as a stored one.
     """
 
     base_prefix: str
@@ -31,6 +32,7 @@ class NameRules:
     shared: frozenset[str] = frozenset()
     counted: Mapping[str, str] = field(default_factory=dict)
     start: Mapping[str, float] = field(default_factory=dict)
+    constants: tuple[str, ...] = ()
 
     def canonical(self, stored: str) -> str:
         """Return today's spelling of a stored name."""
@@ -83,6 +85,7 @@ APERTUS_NAMES: Final = NameRules(
     ignored=re.compile(r"(^|\.)rotary_emb\.(original_)?inv_freq$"),
     tied=types.MappingProxyType({"lm_head.weight": "model.embed_tokens.weight"}),
     counted=types.MappingProxyType({"model.embed_tokens.weight": "vocab_size", "lm_head.weight": "output_vocab_size"}),
+    constants=("act_fn.beta", "act_fn.eps"),
     start=types.MappingProxyType(
         {"norm.weight": 1.0, "bias": 0.0, **{f"act_fn.{name}": number for name, number in XIELU_START.items()}}
     ),

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from pinnace.errors import CheckpointError, MissingExtra
+from pinnace.models.checkpoints.hub import check_pointer
 from pinnace.models.checkpoints.tensor_files import write_tensors
 
 # Older readers could be made to run code even in the restricted mode (CVE-2025-32434, CVE-2026-24747).
@@ -65,12 +66,20 @@ def _check_shards(files: Sequence[Path]) -> None:
             raise CheckpointError(f"{file.parent} has {file.name} and no {missing}; download it again")
 
 
+def _reason(error: Exception) -> str:
+    """The reader's first line; where it advises to read the file without its guard, which runs code, a text of ours."""
+    text = str(error)
+    if "weights_only" in text or text.startswith("Weights only load failed"):
+        return "it holds more than plain tensors, or it is damaged"
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
 def _read(file: Path) -> dict[str, Tensor]:
+    check_pointer(file)
     try:
         content: Any = torch.load(file, map_location="cpu", weights_only=True)
     except Exception as error:  # the reader raises many kinds, for damage as for refused code
-        reason = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
-        raise CheckpointError(f"{file} cannot be read as plain weights: {reason}") from None
+        raise CheckpointError(f"{file} cannot be read as plain weights: {_reason(error)}") from None
     for wrapper in _WRAPPERS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]

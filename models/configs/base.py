@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Final
 
 from pinnace.errors import ConfigError
 from pinnace.models.configs.fields import FieldFacts, check, did_you_mean, fields_of, setting, size, wrong
-from pinnace.models.configs.keys import FIXED, GENERATION, KEPT, NEVER_ACTED_ON
+from pinnace.models.configs.keys import FIXED, FIXED_REMEDIES, GENERATION, KEPT, NEVER_ACTED_ON
 from pinnace.models.configs.labels import (
     PROBLEM_TYPES,
     check_problem,
@@ -167,7 +167,8 @@ class ConfigBase:
             object.__setattr__(self, name, value)
         elif name in self.fixed:
             if value not in self.fixed[name]:
-                raise wrong(self._owner, name, value, f"{self.fixed[name][0]!r}: no other value is supported")
+                remedy = FIXED_REMEDIES.get(name, "no other value is supported")
+                raise wrong(self._owner, name, value, f"{self.fixed[name][0]!r}: {remedy}")
             self.__dict__[name] = value
         elif name in self.kept:
             self.__dict__[name] = value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import typing
 from collections.abc import Mapping
 from typing import Any, Final, Literal, Self, overload
 
@@ -14,6 +15,8 @@ from pinnace.models.configs.keys import NEVER_ACTED_ON
 
 TRUE_WORDS: Final = ("true", "1", "y", "yes")
 FALSE_WORDS: Final = ("false", "0", "n", "no")
+NULL_WORDS: Final = ("none", "null")
+PLAIN: Final = (int, float, bool, str)  # types whose values are read from text
 DECODER_PARTS: Final = ("decoder", "generator", "text_config")
 ENCODER_PARTS: Final = ("text_encoder",)
 
@@ -89,7 +92,8 @@ class ConfigDicts(ConfigBase):
         """Set keys from text such as ``"hidden_size=384,hidden_act=relu,use_cache=false"``.
 
         Each value is read as the type that the key holds now: int, float, bool (true, 1, y, yes, false, 0, n, no)
-        or str.
+        or str; where it holds None, as the first of these that it may hold. ``none`` and ``null`` are None where the
+        key may be None.
 
         Raises:
             ConfigError: not ``key=value`` parts, an unknown key, a value that does not read as the key's type, or
@@ -195,6 +199,13 @@ class ConfigDicts(ConfigBase):
 
     def _parsed(self, name: str, text: str) -> Any:
         current = getattr(self, name)
+        facts = fields_of(type(self)).get(self.attribute_map.get(name, name))
+        options = typing.get_args(facts.hint) if facts is not None else ()
+        if type(None) in options:
+            if text.lower() in NULL_WORDS:
+                return None
+            if current is None and (kind := next((each for each in options if each in PLAIN), None)):
+                current = kind()
         if isinstance(current, bool):
             if text.lower() not in TRUE_WORDS + FALSE_WORDS:
                 raise wrong(self._owner, name, text, f"one of {', '.join(TRUE_WORDS + FALSE_WORDS)}")
@@ -208,7 +219,7 @@ class ConfigDicts(ConfigBase):
             return text
         raise ConfigError(
             f"{self._owner}: {name} holds {type(current).__name__}, expected a key that holds int, float, bool or str; "
-            "set others with update"
+            "set others in config.json, or from Python with a mapping"
         )
 
     @classmethod

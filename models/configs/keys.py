@@ -131,3 +131,7 @@ FIXED: Final[Mapping[str, tuple[Any, ...]]] = types.MappingProxyType(
         "quantization_config": (None,),
     }
 )
+# What else is to be said where another value of such a key stands.
+FIXED_REMEDIES: Final[Mapping[str, str]] = types.MappingProxyType(
+    {"quantization_config": "a checkpoint quantized by another tool cannot be used: start from the original one"}
+)

@@ -26,7 +26,10 @@ ROTARY_KEYS: Final[Mapping[str, tuple[frozenset[str], frozenset[str]]]] = types.
         ),
     }
 )
-_AT_LEAST: Final = types.MappingProxyType({"factor": 1.0, "original_max_position_embeddings": 1.0})
+_AT_LEAST: Final = types.MappingProxyType(
+    # A scale of 0 says the same as none: transformers asks whether it is true.
+    {"factor": 1.0, "original_max_position_embeddings": 1.0, "mscale": 0.0, "mscale_all_dim": 0.0}
+)
 # Keys that would turn only a part of each head, or each kind of layer otherwise; these values change nothing.
 _NEUTRAL: Final[Mapping[str, tuple[Any, ...]]] = types.MappingProxyType({"partial_rotary_factor": (1, 1.0, None)})
 
@@ -114,6 +117,8 @@ def _check_number(owner: str, key: str, value: Any, *, optional: bool) -> None:
         if not isinstance(value, bool):
             raise wrong(owner, f"rope_parameters: {key}", value, "true or false")
         return
-    if type(value) not in (int, float) or not math.isfinite(value) or value <= 0 or value < _AT_LEAST.get(key, 0):
-        least = f"a number, at least {_AT_LEAST[key]:g}" if key in _AT_LEAST else "a number above 0"
+    low = _AT_LEAST.get(key)
+    small = type(value) in (int, float) and (value <= 0 if low is None else value < low)
+    if type(value) not in (int, float) or not math.isfinite(value) or small:
+        least = "a number above 0" if low is None else f"a number, at least {low:g}"
         raise wrong(owner, f"rope_parameters: {key}", value, least)

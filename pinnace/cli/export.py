@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
 
 from pinnace.card import quality_cells
+from pinnace.cli.flags import shown_path
 from pinnace.cli.inputs import near_path, read_labels
 from pinnace.cli.output import Console
 from pinnace.cli.progress import stages
@@ -58,7 +58,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
         console.result_json(facts(exported, console.seconds))
     else:
         console.result(summary(exported, console.seconds))
-    folder = shlex.quote(str(exported.path))
+    folder = shown_path(str(exported.path))
     example = FORMS[exported.manifest.task].example
     speaks = _TOKENIZER_FILES & set(exported.manifest.files)
     console.next(f"pinnace run {folder} {example}" if speaks else f"pinnace inspect {folder}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import re
+import shlex
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -32,6 +33,11 @@ def as_path(flag: str, value: str) -> Any:
     if not value:
         raise UsageError(f"{flag} is empty; expected a path")
     return value if value == "-" else str(Path(value).expanduser())
+
+
+def shown_path(path: str) -> str:
+    """A path as a shell's word for the next command; one that begins with a dash would be read as a flag."""
+    return shlex.quote(f"./{path}" if path.startswith("-") else path)
 
 
 def as_count(flag: str, value: str) -> Any:
@@ -83,13 +89,15 @@ def as_sizes(flag: str, value: str) -> Any:
     """Read ``batch=1,sequence=128``.
 
     Raises:
-        UsageError: it has another form.
+        UsageError: it has another form, or a name stands in it twice.
     """
-    sizes = {}
+    sizes: dict[str, Any] = {}
     for part in value.split(","):
         name, equals, size = part.strip().partition("=")
         if not equals or not name:
             raise UsageError(f"{flag} is {value!r}; expected sizes such as batch=1,sequence=128")
+        if name in sizes:
+            raise UsageError(f"{flag} is {value!r}, which gives {name} twice; give each size once")
         sizes[name] = as_count(f"{name} of {flag}", size)
     return sizes
 

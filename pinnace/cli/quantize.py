@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import shlex
 from types import SimpleNamespace
 
 from pinnace.bench.report.files import check_places, write_whole
+from pinnace.cli.flags import shown_path
 from pinnace.cli.output import Console
 from pinnace.cli.progress import stages
 
@@ -45,7 +45,7 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
     finally:  # whoever reads the result may have read enough, and the file is written nevertheless
         if arguments.report is not None:
             write_whole(arguments.report, json.dumps(report.to_dict(), indent=2) + "\n")
-    folder = shlex.quote(report.path)
+    folder = shown_path(report.path)
     if report.chosen is None:
         console.next(f"pinnace inspect {folder}")
     else:

@@ -16,6 +16,7 @@ from pinnace.quantize.examples.labels import LABELS
 
 MAX_BYTES: Final = 256 << 20
 MAX_EXAMPLES: Final = 200_000
+_HALF: Final = re.compile(r"\\u[dD][89a-fA-F]")  # JSON's escape of half of a surrogate pair; most belong to a whole one
 _TABLES: Final = (".csv", ".tsv", ".parquet", ".xlsx", ".arrow")
 
 Found: TypeAlias = Iterator[tuple[Any, str]]  # texts or objects, and where they stand
@@ -29,8 +30,11 @@ def read(path: Path, task: str, mask_token: str, tokens: int | None = None) -> l
             "with the fields of an example on each line, and give that .jsonl file"
         )
     text = _read_text(path)
+    halves = _HALF.search(text) is not None
     examples: list[Example] = []
     for value, place in _values(text, path, task):
+        if halves:
+            _refuse_halves(value, place)
         examples.append(as_example(value, place, task, mask_token, tokens))
         if len(examples) > MAX_EXAMPLES:
             raise InputError(f"{path.name} holds more than {MAX_EXAMPLES:,} examples; give a part of it")
@@ -67,6 +71,14 @@ def _read_text(path: Path) -> str:
         raise UsageError(
             f"line {line} of {path} is not UTF-8 text (byte {error.start + 1}); convert the file"
         ) from None
+
+
+def _refuse_halves(value: Any, place: str) -> None:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start : error.end]
+        raise InputError(f"{place} holds half of a surrogate pair, {half!r}: no character; correct it") from None
 
 
 def _values(text: str, path: Path, task: str) -> Found:

@@ -170,18 +170,36 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
     Raises:
         BundleError: a missing, additional, differently typed or shaped input or output, by name, or another cache.
     """
-    graph = bundle.variant(precision).graph
+    manifest = bundle.manifest
+    dtypes = match_values(bundle.variant(precision).graph, manifest.inputs, manifest.outputs, native)
+    if manifest.cache is not None:
+        _check_cache(manifest.cache, manifest.inputs, PAST)
+        _check_cache(manifest.cache, manifest.outputs, PRESENT)
+    return dtypes
+
+
+def match_values(
+    graph: str, inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], native: Any
+) -> dict[str, str]:
+    """Check that a graph has the inputs and outputs of a manifest, and return the types that they have in it.
+
+    Args:
+        graph: the file's name, for the text.
+        inputs: as the manifest states them, or will.
+        outputs: likewise.
+        native: ONNX Runtime's session.
+
+    Raises:
+        BundleError: as `match_manifest`.
+    """
     dtypes: dict[str, str] = {}
-    for kind, specs, values in (
-        ("input", bundle.manifest.inputs, native.get_inputs()),
-        ("output", bundle.manifest.outputs, native.get_outputs()),
-    ):
+    for kind, specs, values in (("input", inputs, native.get_inputs()), ("output", outputs, native.get_outputs())):
         found = {value.name: _ORT_DTYPES.get(value.type, value.type) for value in values}
         shapes = {value.name: value.shape for value in values}
         named = {spec.name: spec for spec in specs}
         for name in sorted(set(found) ^ set(named)):
             has, lacks = (graph, MANIFEST_NAME) if name in found else (MANIFEST_NAME, graph)
-            raise BundleError(f"{bundle.path.name}: {has} has the {kind} {name!r}, {lacks} has not. Export it again")
+            raise BundleError(f"{has} has the {kind} {name!r}, {lacks} has not. Export it again")
         for name, spec in named.items():
             if found[name] not in _ORT_DTYPES.values() or not (
                 found[name] == spec.dtype or (found[name] in _FLOATS and spec.dtype in _FLOATS)
@@ -195,9 +213,6 @@ def match_manifest(bundle: Bundle, precision: str, native: Any) -> dict[str, str
                     f"{list(spec.shape)}. Export it again"
                 )
         dtypes |= found
-    if bundle.manifest.cache is not None:
-        _check_cache(bundle.manifest.cache, bundle.manifest.inputs, PAST)
-        _check_cache(bundle.manifest.cache, bundle.manifest.outputs, PRESENT)
     return dtypes
 
 
