@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING, Any
-
-_PACKAGES = ("torch", "onnx", "onnx_ir")
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # type checkers and editors see every argument
     from pinnace.export.builder import export as export
 else:
+    from pinnace.extras import behind_extra
 
-    def export(*arguments: Any, **options: Any) -> Any:
-        """Export a checkpoint into a verified bundle; see `pinnace.export.builder.export` for the arguments.
-
-        Raises:
-            MissingExtra: the packages of the ``export`` extra are not installed.
-        """
-        from pinnace.errors import MissingExtra
-
-        try:
-            from pinnace.export import builder
-        except ImportError as error:
-            if (error.name or "").partition(".")[0] in _PACKAGES:
-                raise MissingExtra("export", "exporting") from None
-            raise
-        return builder.export(*arguments, **options)
+    export = behind_extra("pinnace.export.builder:export", "export", "exporting", ("torch", "onnx", "onnx_ir"))
 
 
 class ExportModule(types.ModuleType):

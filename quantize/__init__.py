@@ -7,29 +7,14 @@ from __future__ import annotations
 
 import sys
 import types
-from typing import TYPE_CHECKING, Any
-
-_PACKAGES = ("onnx", "onnx_ir")
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # type checkers and editors see every argument
     from pinnace.quantize.builder import quantize as quantize
 else:
+    from pinnace.extras import behind_extra
 
-    def quantize(*arguments: Any, **options: Any) -> Any:
-        """Quantize a bundle; see `pinnace.quantize.builder.quantize` for the arguments.
-
-        Raises:
-            MissingExtra: the packages of the ``export`` extra are not installed.
-        """
-        from pinnace.errors import MissingExtra
-
-        try:
-            from pinnace.quantize import builder
-        except ImportError as error:
-            if (error.name or "").partition(".")[0] in _PACKAGES:
-                raise MissingExtra("export", "quantizing") from None
-            raise
-        return builder.quantize(*arguments, **options)
+    quantize = behind_extra("pinnace.quantize.builder:quantize", "export", "quantizing", ("onnx", "onnx_ir"))
 
 
 class QuantizeModule(types.ModuleType):
