@@ -13,9 +13,8 @@ from typing import Any
 
 import pytest
 
-from pinnace.cli.inputs import INPUT_FIELDS, flag_of
+from pinnace.cli.inputs import INPUT_FIELDS, flag_of, read_options
 from pinnace.cli.main import main
-from pinnace.cli.run import read_options
 from pinnace.errors import UsageError
 from pinnace.forms import FORMS
 from pinnace.runtime.pipelines.pieces import pieces

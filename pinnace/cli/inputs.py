@@ -1,8 +1,9 @@
-"""Inputs of ``pinnace run``: which fields a task takes, and one input made of flags."""
+"""Inputs of ``pinnace run``: which fields a task takes, one input made of flags, and options of a call."""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -10,6 +11,8 @@ from typing import Any, Final
 from pinnace.errors import PinnaceError, UsageError, nearest_word
 from pinnace.forms import FORMS, Form
 
+# Python's words are understood beside JSON's.
+_PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
 # Field -> the flag that gives it, where the two are not spelled alike.
 _FLAG_OF_FIELD: Final[Mapping[str, str]] = {"documents": "document", "choices": "choice"}
 INPUT_FIELDS: Final = tuple(dict.fromkeys(field for form in FORMS.values() for field in form.fields if field != "text"))
@@ -111,6 +114,36 @@ def read_labels(flag: str, said: str) -> list[str]:
     if not found:
         raise UsageError(f"--{flag} {said!r} holds no label; expected a,b,c or @FILE with one label a line")
     return found
+
+
+def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
+    """Read ``name=value`` pairs (the value as JSON where it is JSON, else a text) and JSON objects.
+
+    Raises:
+        UsageError: another form.
+    """
+    options: dict[str, Any] = {}
+    for pair in said:
+        if pair.lstrip().startswith("{"):
+            try:
+                options |= json.loads(pair)
+            except (ValueError, RecursionError) as error:
+                raise UsageError(f"--option {pair!r} is not JSON: {error}") from None
+            continue
+        name, equals, value = pair.partition("=")
+        if not equals or not name.strip():
+            raise UsageError(f"--option is {pair!r}; expected name=value, such as top_k=3")
+        options[name.strip().replace("-", "_")] = _value(value)
+    return options
+
+
+def _value(text: str) -> Any:
+    if text in _PYTHON_WORDS:
+        return _PYTHON_WORDS[text]
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def split(form: Form, fields: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:

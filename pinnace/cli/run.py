@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import json
+import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -13,7 +13,7 @@ from typing import IO, Any, Final, TypeAlias
 
 from pinnace.cli.answering import ANSWER_FIELDS, WRITE, Answering
 from pinnace.cli.answers import AnswersFile, Kept, input_facts
-from pinnace.cli.inputs import INPUT_FIELDS, Item, flag_of, one_input, read_labels, shared_options
+from pinnace.cli.inputs import INPUT_FIELDS, Item, flag_of, one_input, read_labels, read_options, shared_options
 from pinnace.cli.lines import items_of_lines
 from pinnace.cli.output import Console
 from pinnace.cli.progress import Progress
@@ -21,10 +21,31 @@ from pinnace.errors import CheckFailed, MachineError, UsageError
 from pinnace.forms import FORMS
 from pinnace.spec import canonical_task
 
-# Python's words are understood beside JSON's.
-_PYTHON_WORDS: Final = {"None": None, "True": True, "False": False}
 # Options of a call whose values a command line cannot write.
 _FOR_PROGRAMS: Final = ("cancellation", "shared_prefix")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Asked:
+    """What the flags ask for: one input, or the lines of a source.
+
+    Attributes:
+        task: the task's full name.
+        options: of every call.
+        fields: field of an input -> what its flag said, None where it was not given.
+        single: the one input; None for lines.
+        source: where the lines come from; empty for one input.
+        keep: fields of the lines that their answers shall hold.
+        output: the file to write; None for standard output.
+    """
+
+    task: str
+    options: dict[str, Any]
+    fields: dict[str, Any]
+    single: Item | None
+    source: str
+    keep: tuple[str, ...]
+    output: Path | None
 
 
 def run(arguments: SimpleNamespace, console: Console) -> int:
@@ -34,81 +55,70 @@ def run(arguments: SimpleNamespace, console: Console) -> int:
 
     options = read_options(arguments.option or ())
     bundle = Bundle.open(arguments.bundle, verify=not arguments.no_verify)
-    task = canonical_task(arguments.task or bundle.manifest.task)
-    given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
-    if given["candidate_labels"] is not None:
-        given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
-    text = None if arguments.text == "-" else arguments.text
-    source = arguments.input or ("-" if arguments.text == "-" else None)
-    single = one_input(task, text, given, lines=source is not None)
-    if single is None and source is None:
-        source = _piped(task)
-    keep = _kept_fields(arguments, single is not None)
-    output = _chosen_output(arguments, console, single is not None)
-    if output is not None and source is not None:
-        _check_apart(source, output)
+    asked = _read(arguments, canonical_task(arguments.task or bundle.manifest.task), options, console)
+    alone = asked.single is not None
     pipe = pipeline(
-        task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
-        batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or ("auto" if single is None else 1),
+        asked.task, bundle, precision=arguments.precision, device=arguments.device or "cpu", threads=arguments.threads,
+        batch_tokens=arguments.batch_tokens, replicas=arguments.replicas or (1 if alone else "auto"),
     )  # fmt: skip
-    shared = shared_options(task, given)
-    _check_options(pipe, options, shared, lines=single is None)
-    console.detail(f"opened {pipe!r} for {task}")
-    facts = {"task": task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
+    shared = shared_options(asked.task, asked.fields)
+    _check_options(pipe, options, shared, lines=not alone)
+    console.detail(f"opened {pipe!r} for {asked.task}")
+    facts = {"task": asked.task, "bundle": str(bundle.path), "precision": bundle.precision(arguments.precision)}
     decides = {
         **facts,
         "manifest": bundle.manifest.to_json(),
         "options": options,
-        "fields": given,
-        "keep": keep,
+        "fields": asked.fields,
+        "keep": asked.keep,
         "json": console.json,
     }
-    if arguments.resume or (single is None and Path(str(source)).is_file()):
-        decides |= {"input": input_facts(str(source)), "lines": arguments.lines}
-
-    answering = Answering(pipe, options, records=bool(keep), write_errors=arguments.on_error == WRITE)
+    if arguments.resume or Path(asked.source).is_file():
+        decides |= {"input": input_facts(asked.source), "lines": arguments.lines}
+    answering = Answering(pipe, options, records=bool(asked.keep), write_errors=arguments.on_error == WRITE)
 
     def answers(done: int) -> Iterator[Any]:
-        if single is not None:
-            return iter([pipe(single.value, **{**options, **single.options})])
-        progress = Progress(console, _size_of(str(source)), done)
-        items = items_of_lines(task, str(source), arguments.lines or "auto", shared, keep)
+        if asked.single is not None:
+            return iter([pipe(asked.single.value, **{**options, **asked.single.options})])
+        progress = Progress(console, _size_of(asked.source), done)
+        items = items_of_lines(asked.task, asked.source, arguments.lines or "auto", shared, asked.keep)
         found = answering.answers(_rest(items, done, progress))
-        watched = console.live and (output is not None or not sys.stdout.isatty())
+        watched = console.live and (asked.output is not None or not sys.stdout.isatty())
         return progress.watch(found) if watched else found
 
-    count, kept = _write(answers, facts, _destination(output, decides, console, resume=bool(arguments.resume)), console)
+    destination = _destination(asked.output, decides, console, resume=bool(arguments.resume))
+    count, kept = _write(answers, facts, destination, console)
     if not count and not kept.answers:  # no error: one of many files may well hold no input
-        name = "standard input" if source == "-" else source
+        name = "standard input" if asked.source == "-" else asked.source
         console.warn(f"nothing to answer: {name} is empty{'' if arguments.input else '; give TEXT or --input FILE'}")
         return 0
     console.detail(f"{count} answered in {console.seconds:.2f} s")
     if failed := kept.failed + answering.failed:
         console.warn(f"{failed:,} of {kept.answers + count:,} lines have an error in place of an answer")
         return CheckFailed.exit_code
-    _say_next(arguments, console, lines=single is None)
+    _say_next(arguments, console, lines=not alone)
     return 0
 
 
-def read_options(said: list[str] | tuple[str, ...]) -> dict[str, Any]:
-    """Read ``name=value`` pairs (the value as JSON where it is JSON, else a text) and JSON objects.
+def _read(arguments: SimpleNamespace, task: str, options: dict[str, Any], console: Console) -> _Asked:
+    """Read the flags.
 
     Raises:
-        UsageError: another form.
+        UsageError: flags that do not go together, or nothing to answer.
     """
-    options: dict[str, Any] = {}
-    for pair in said:
-        if pair.lstrip().startswith("{"):
-            try:
-                options |= json.loads(pair)
-            except (ValueError, RecursionError) as error:
-                raise UsageError(f"--option {pair!r} is not JSON: {error}") from None
-            continue
-        name, equals, value = pair.partition("=")
-        if not equals or not name.strip():
-            raise UsageError(f"--option is {pair!r}; expected name=value, such as top_k=3")
-        options[name.strip().replace("-", "_")] = _value(value)
-    return options
+    given = {field: getattr(arguments, flag_of(field).replace("-", "_")) for field in INPUT_FIELDS}
+    if given["candidate_labels"] is not None:
+        given["candidate_labels"] = read_labels("candidate-labels", given["candidate_labels"])
+    text = None if arguments.text == "-" else arguments.text
+    source = arguments.input or ("-" if arguments.text == "-" else "")
+    single = one_input(task, text, given, lines=bool(source))
+    if single is None and not source:
+        source = _piped(task)
+    keep = _kept_fields(arguments, single is not None)
+    output = _chosen_output(arguments, console, single is not None)
+    if output is not None and source:
+        _check_apart(source, output)
+    return _Asked(task, options, given, single, source, keep, output)
 
 
 def _check_options(pipe: Any, options: dict[str, Any], shared: dict[str, Any], *, lines: bool) -> None:
@@ -142,15 +152,6 @@ def _kept_fields(arguments: SimpleNamespace, alone: bool) -> tuple[str, ...]:
         if name in ANSWER_FIELDS:
             raise UsageError(f"--keep-field {name}: an answer has a field of that name; rename that of the lines")
     return keep
-
-
-def _value(text: str) -> Any:
-    if text in _PYTHON_WORDS:
-        return _PYTHON_WORDS[text]
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        return text
 
 
 def _piped(task: str) -> str:
