@@ -11,7 +11,7 @@ from pinnace.cli.flags import COMMON, Command, Flag
 PAGE = Path(__file__).parent / "cli.md"
 CODES = {
     0: "done",
-    1: "a check failed: numbers differ from PyTorch, `verify` found a difference, a result is NaN, lines lack an answer",
+    1: "a check failed: numbers differ from PyTorch, `verify` found a difference, a result is NaN, lines lack answers",
     2: "usage: an unknown word, flag or input; the message names the nearest valid word",
     3: "a bad checkpoint or bundle: missing, damaged or unsafe",
     4: "a missing extra; the message has the `pip install` line",
