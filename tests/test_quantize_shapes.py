@@ -26,7 +26,7 @@ from pinnace.spec import Manifest
 from tests.bert_oracle import pair
 from tests.conftest import DATA
 from tests.generation_bundles import MakeBundle, decoder_of
-from tests.quantized_bundles import copied, quick_clock
+from tests.quantized_bundles import WIDE, copied, quick_clock
 
 __all__ = ["decoder_of", "quick_clock"]
 
@@ -109,7 +109,8 @@ def test_an_encoder_of_fixed_shape_is_judged_and_timed(
     tmp_path: Path, static: dict[str, int], kinds: list[str]
 ) -> None:
     bundle = tmp_path / "bundle"
-    pinnace.export(str(DATA / "tiny-classify"), task="classify", output=bundle, static=static, validate=False)
+    source = str(DATA / "tiny-classify")
+    pinnace.export(source, task="classify", output=bundle, static=static, validate=False, **WIDE)
     report = pinnace.quantize(bundle, precision="int8", threads=1, allow_degraded=True)
     assert report.chosen is not None and list(report.chosen.latency.milliseconds) == kinds
     assert report.chosen.candidate.evaluation.examples > 100
