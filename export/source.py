@@ -119,7 +119,13 @@ def find_origin(
         config.update({"is_decoder": True})
     config.architectures = [head]
     pooling = read_pooling(folder) if folder is not None and found.name == "feature-extraction" else None
-    return Origin(folder, source, arch, config, found, head, pooling, saved)
+    origin = Origin(folder, source, arch, config, found, head, pooling, saved)
+    if folder is not None and not random_weights and saved != head and {saved, head} <= {*arch.alike}:
+        raise CheckpointError(
+            f"{head} would take another head's weights, of the same names and another meaning{origin.other_head}"
+            "\n  If its config.json is wrong, correct 'architectures' there"
+        )
+    return origin
 
 
 def output_folder(model: str | Path, task: str, given: str | Path | None) -> Path:

@@ -41,6 +41,7 @@ class Arch:
         names: how stored names become the model's.
         catalog: task -> checkpoint.
         other_types: further ``model_type`` words, which its configuration class brings into its own form.
+        alike: heads whose own weights have the same names, so that one's checkpoint would load into another's.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Arch:
     names: NameRules
     catalog: Mapping[str, CatalogEntry]
     other_types: tuple[str, ...] = ()
+    alike: tuple[str, ...] = ()
 
     def config_class(self) -> type[Any]:
         """Import the configuration class; needs no PyTorch."""
@@ -93,6 +95,7 @@ _ROWS: Final = (
                 "text-generation": CatalogEntry(_BASE, config=types.MappingProxyType({"is_decoder": True})),
             }
         ),
+        alike=("BertForSequenceClassification", "BertForTokenClassification", "BertForMultipleChoice"),
     ),
     Arch(
         name="apertus",

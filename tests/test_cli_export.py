@@ -108,6 +108,10 @@ def test_labels_come_from_a_file(capsys: pytest.CaptureFixture[str], tmp_path: P
             "got num_labels=3", "tiny-classify was saved as BertForSequenceClassification, which has no head for "
             "question-answering; it serves: text-classification, text-ranking, zero-shot-classification",
         ]),
+        ([str(DATA / "tiny-classify"), "--task", "ner"], 3, [
+            "of the same names and another meaning", "was saved as BertForSequenceClassification", "'architectures'",
+        ]),
+        ([str(DATA / "bert-glossary-ner"), "--task", "zero-shot"], 3, ["was saved as BertForTokenClassification"]),
         ([str(DATA / "tiny-rerank"), "--task", "pretraining"], 3, [
             "--init-missing", "was saved as BertForSequenceClassification, which has no head for pretraining",
         ]),

@@ -128,7 +128,7 @@ def test_an_answer_that_takes_too_long_to_write_is_late(
         time.sleep(0.02 if len(written) > 400 else 0)  # the first are written with nobody else at work
         return to_json(value)
 
-    with served({"embed": bundle_of("tiny-embed")}, timeout=3.0) as made:
+    with served({"embed": bundle_of("tiny-embed")}, timeout=5.0) as made:
         with monkeypatch.context() as patch:
             patch.setattr(answer, "to_json", slow)
             assert made.client.refused(504, "/v1/pipelines/embed", **LARGE)["code"] == "timeout"
@@ -143,7 +143,7 @@ def test_an_answer_that_takes_too_long_to_write_is_late(
 def test_an_answer_that_is_not_read_ends_in_time_and_keeps_its_place_until_then(
     decoder_of: MakeBundle, bundle_of: Callable[[str], Path], path: str, body: dict[str, Any]
 ) -> None:
-    with served({"lm": decoder_of("apertus-ort"), "embed": bundle_of("tiny-embed")}, timeout=3.0) as made:
+    with served({"lm": decoder_of("apertus-ort"), "embed": bundle_of("tiny-embed")}, timeout=5.0) as made:
         client = made.client
         made.serving._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections have it from here
         with client.begin(path, **body) as idle:
