@@ -30,8 +30,8 @@ from pinnace.export.tokenizer_files import complete_tokenizer, copy_settings, ha
 from pinnace.export.tracer import trace
 from pinnace.export.validate import Validation, run_reference, validate
 from pinnace.export.weights import bind_weights, read_number, unbound
-from pinnace.models.checkpoints.checkpoint import Resolution
 from pinnace.models.checkpoints.hub import HubOptions
+from pinnace.models.checkpoints.resolution import Resolution
 from pinnace.models.loading import fill
 from pinnace.publishing import file_facts, publishing, staging
 from pinnace.quantize.fp16 import to_fp16

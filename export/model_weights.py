@@ -12,7 +12,8 @@ import torch
 from pinnace.errors import CheckpointError, ConfigError
 from pinnace.export.source import Origin
 from pinnace.export.weights import random_weights
-from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
+from pinnace.models.checkpoints.checkpoint import Checkpoint
+from pinnace.models.checkpoints.resolution import Resolution
 from pinnace.models.registry import head_class
 
 

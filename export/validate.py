@@ -18,7 +18,7 @@ from pinnace.errors import BundleError, CheckFailed, MachineError
 from pinnace.export.bisect import first_divergence
 from pinnace.export.cases import Case, alone, first_tokens, real_part
 from pinnace.export.interface import Interface
-from pinnace.runtime.engine.native import match_values
+from pinnace.runtime.engine.matching import match_values
 from pinnace.runtime.engine.ort import plain_session, run_plain
 from pinnace.spec import PAST, PRESENT, TensorSpec
 

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from pinnace.arrays import Array
 from pinnace.errors import CheckpointError
-from pinnace.models.checkpoints.checkpoint import TensorLocation
+from pinnace.models.checkpoints.resolution import TensorLocation
 from pinnace.publishing import copy_file
 from pinnace.quantize.fp16 import halved
 from pinnace.safetensors_header import read_header

@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from pinnace.errors import ConfigError, UsageError, unknown_word
-from pinnace.models.checkpoints.checkpoint import Checkpoint, Resolution
+from pinnace.models.checkpoints.checkpoint import Checkpoint
 from pinnace.models.checkpoints.hub import HubOptions, locate_checkpoint
+from pinnace.models.checkpoints.resolution import Resolution
 from pinnace.models.checkpoints.tensor_files import TORCH_TYPES, read_tensor
 from pinnace.models.modeling import PreTrainedModel
 

@@ -17,8 +17,9 @@ from torch import Tensor
 from pinnace.errors import CheckpointError, ConfigError, UsageError
 from pinnace.models.bert import BertModel
 from pinnace.models.bert_heads import BertForMaskedLM, BertForPreTraining, BertForTokenClassification
-from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint, Resolution
+from pinnace.models.checkpoints.checkpoint import INDEX_NAME, SINGLE_NAME, Checkpoint
 from pinnace.models.checkpoints.names import BERT_NAMES
+from pinnace.models.checkpoints.resolution import Resolution
 from pinnace.models.checkpoints.tensor_files import read_tensor
 from pinnace.models.registry import ARCHS, head_class
 

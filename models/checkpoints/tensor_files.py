@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from pinnace.errors import CheckpointError
-from pinnace.models.checkpoints.checkpoint import TensorLocation
+from pinnace.models.checkpoints.resolution import TensorLocation
 from pinnace.replacing import replacing
 from pinnace.safetensors_writer import write_safetensors
 

@@ -21,7 +21,8 @@ from pinnace.runtime.engine.cancellation import Cancellation, check_cancellation
 from pinnace.runtime.engine.finite import check_finite
 from pinnace.runtime.engine.footprint import Footprint, check_memory_limit
 from pinnace.runtime.engine.inputs import check_inputs, example_inputs
-from pinnace.runtime.engine.native import match_manifest, open_graph, open_shared, run_error, run_graph, session_options
+from pinnace.runtime.engine.matching import match_manifest
+from pinnace.runtime.engine.native import open_graph, open_shared, run_error, run_graph, session_options
 from pinnace.runtime.machine import cores, threads
 from pinnace.runtime.machine.forks import renew_in_children
 from pinnace.spec import TensorSpec
