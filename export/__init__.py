@@ -14,7 +14,9 @@ if TYPE_CHECKING:  # type checkers and editors see every argument
 else:
     from pinnace.extras import behind_extra
 
-    export = behind_extra("pinnace.export.builder:export", "export", "exporting", ("torch", "onnx", "onnx_ir"))
+    export = behind_extra(
+        __name__, "pinnace.export.builder:export", "export", "exporting", ("torch", "onnx", "onnx_ir")
+    )
 
 
 class ExportModule(types.ModuleType):

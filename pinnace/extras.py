@@ -9,10 +9,11 @@ from typing import Any
 from pinnace.errors import MissingExtra
 
 
-def behind_extra(home: str, extra: str, activity: str, packages: Collection[str]) -> Callable[..., Any]:
+def behind_extra(owner: str, home: str, extra: str, activity: str, packages: Collection[str]) -> Callable[..., Any]:
     """Return a function that calls another one, whose module is imported only then.
 
     Args:
+        owner: the module that has it under the same name, by which it pickles.
         home: that function, as ``module:name``.
         extra: the extra that brings what the module imports.
         activity: what cannot be done without it, for the error: ``"exporting"``.
@@ -29,6 +30,6 @@ def behind_extra(home: str, extra: str, activity: str, packages: Collection[str]
             raise
         return getattr(found, name)(*arguments, **options)
 
-    call.__name__ = call.__qualname__ = name
+    call.__module__, call.__name__, call.__qualname__ = owner, name, name
     call.__doc__ = f"See `{module}.{name}` for arguments and errors. Raises MissingExtra without the extra {extra}."
     return call

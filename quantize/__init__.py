@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # type checkers and editors see every argument
 else:
     from pinnace.extras import behind_extra
 
-    quantize = behind_extra("pinnace.quantize.builder:quantize", "export", "quantizing", ("onnx", "onnx_ir"))
+    quantize = behind_extra(__name__, "pinnace.quantize.builder:quantize", "export", "quantizing", ("onnx", "onnx_ir"))
 
 
 class QuantizeModule(types.ModuleType):
