@@ -291,9 +291,10 @@ class Pipeline(abc.ABC, Generic[Options]):
         self._read_options(options)
 
     def _check_names(self, options: Mapping[str, Any]) -> None:
+        known = self.option_names
         for name in options:
-            if name not in self.option_names:
-                raise self.unknown_option(name, self.option_names)
+            if name not in known:
+                raise self.unknown_option(name, known)
 
     def unknown_option(self, name: str, known: Iterable[str]) -> UsageError:
         """Build the error for an option that a call does not take; ``known`` are those that it does."""
